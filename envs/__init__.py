@@ -1,0 +1,8 @@
+"""Worlds that are known exactly, their Gymnasium environments, and who answers preference queries."""
+
+from .features import FeatureMap
+from .kernels import CSRKernel, DenseKernel, Kernel, TreeKernel
+from .mdp import FiniteMDP
+from .trajectories import Trajectories
+
+__all__ = ["CSRKernel", "DenseKernel", "FeatureMap", "FiniteMDP", "Kernel", "Trajectories", "TreeKernel"]

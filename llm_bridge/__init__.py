@@ -1,0 +1,1 @@
+"""The bridge to language models: policies, lattices, trainers and conformance for the algorithm objects of the lab."""

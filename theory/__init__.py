@@ -1,0 +1,1 @@
+"""Claims about the algorithms as objects that a computer checks and tries to break."""

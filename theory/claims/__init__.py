@@ -1,0 +1,1 @@
+"""One file a paper; each file's claims carry their controls."""
