@@ -1,7 +1,7 @@
 """Worlds that are known exactly, their Gymnasium environments, and who answers preference queries."""
 
 if __name__ != "preflab.envs":
-    raise ImportError("import preflab.envs: under the bare name 'envs' every class would exist twice")
+    raise ImportError("import preflab.envs: a bare import would make a second copy of every class")
 
 from .features import FeatureMap
 from .kernels import CSRKernel, DenseKernel, Kernel, TreeKernel
