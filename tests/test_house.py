@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import importlib.metadata
+import json
 import pkgutil
 import re
 import subprocess
@@ -210,6 +211,23 @@ def test_the_pins_are_exact_and_cover_what_is_asked_for():
 
 def canonical(name: str) -> str:
     return name.lower().replace("_", "-")
+
+
+@pytest.mark.parametrize(
+    ("taken", "rooms", "code"),
+    [(19, ("envs",), 0), (18, ("envs",), 1), (18, (), 0), (20, ("envs", "theory"), 1)],
+)
+def test_the_floor_of_branch_coverage_holds_room_by_room(tmp_path, taken, rooms, code):
+    files = {
+        name: {"summary": {"covered_branches": taken // 2, "num_branches": 10}}
+        for name in ("envs/a", "envs/b")
+    }
+    files["envs/b"]["summary"]["covered_branches"] += taken % 2
+    (tmp_path / "report.json").write_text(json.dumps({"files": files}))
+    command = [sys.executable, ROOT / "tools" / "branch_coverage.py", tmp_path / "report.json", "95", *rooms]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code
+    assert f"{taken:5d} of    20" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["preflab", *modules()])
