@@ -4,8 +4,8 @@ Pair i of trajectories has the feature difference D_i = phi(first) - phi(second)
 and the first was preferred w_i times. Under P(first preferred) = Phi(<D_i, theta>) with a log-concave
 link Phi,
 
-    maximise  f(theta) = sum_i [w_i log Phi(<D_i,theta>) + (n_i - w_i) log Phi(-<D_i,theta>)] - ridge |theta|^2 / 2
-    over      |theta| <= radius,
+    maximise  f(theta) = sum_i [ w_i log Phi(<D_i,theta>) + (n_i - w_i) log Phi(-<D_i,theta>) ]
+                         - ridge/2 |theta|^2            over |theta| <= radius,
 
 a concave problem. (w_i, n_i) are sufficient: see `merge_repeated`. The solver is Newton's method in which
 every step maximises the second-order model over the whole ball (secular equation for the multiplier nu),
@@ -210,7 +210,7 @@ def fit_preferences(
     tolerance: float = 1e-10,
     max_iterations: int = 100,
 ) -> PreferenceFit:
-    """The preference MLE of the module docstring; differences (q, d), wins (q,), counts (q,) or None for ones.
+    """The preference MLE of the module docstring; differences (q, d), wins (q,), counts (q,) or None (ones).
 
     radius: the bound B on |theta|, None for no bound. ridge >= 0. start: a warm start (d,). Fractional wins
     (soft labels) are allowed. Zero comparisons give theta = 0. Without radius and ridge, separable data have
@@ -275,7 +275,7 @@ def fit_preferences(
         decrement = float(np.sqrt(max(step @ (g - nu * (metric * z)), 0.0)))
         # Once the certificate holds, go on only while Newton still gains: the affine-invariant half of the
         # test.
-        if converged and (decrement <= tolerance or 1e-6 > decrement > 0.5 * previous):
+        if converged and (decrement <= tolerance or 1e-8 > decrement > 0.9 * previous):
             if attained or _exists(residual, curvature, Z @ step, margins):
                 break
             if _separable(Z):
