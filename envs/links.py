@@ -1,7 +1,7 @@
 """Link functions Phi: P(first preferred) = Phi(r(first) - r(second)).
 
-A link is increasing with Phi(-x) = 1 - Phi(x). Everything is elementwise on arrays or numbers, in float64, and
-keeps full relative accuracy in both tails (|x| up to 700), where the naive formulas give log 0 or 0 / 0.
+A link is increasing with Phi(-x) = 1 - Phi(x). Everything is elementwise on arrays or numbers, in float64
+and keeps full relative accuracy in both tails (|x| up to 700), where the naive formulas give log 0 or 0 / 0.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Link:
     curvature: Callable[[float], float]
 
     def kappa(self, radius: float) -> float:
-        """sup_{|x| <= radius} 1 / Phi'(x), radius = the largest difference of returns; inf if it overflows."""
+        """sup_{|x| <= radius} 1 / Phi'(x), radius = the largest return difference; inf on overflow."""
         if not radius >= 0:
             raise ValueError(f"kappa needs a radius of reward differences >= 0, got {radius}")
         with np.errstate(over="ignore"):
