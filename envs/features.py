@@ -24,7 +24,7 @@ class FeatureMap:
     In both, r(tau) = <phi(tau), theta> with theta in R^dim.
     """
 
-    phi: Sequence[Array]
+    phi: Sequence[Array] | Array
     mode: Mode = "sum"
     names: tuple[str, ...] = ()
 

@@ -72,7 +72,7 @@ def _check_chain(inner: Sequence[tuple[int, int, int]]) -> None:
 class DenseKernel:
     """P as an array (H, S, A, S), or as a sequence of H arrays (S_h, A, S_{h+1}). May be a broadcast view over h."""
 
-    P: Sequence[Array]
+    P: Sequence[Array] | Array
 
     def __post_init__(self) -> None:
         layers = [np.asarray(p, dtype=np.float64) for p in self.P]

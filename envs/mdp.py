@@ -16,7 +16,7 @@ from .kernels import Array, CSRKernel, DenseKernel, Index, Kernel, TreeKernel
 from .trajectories import Trajectories
 
 # A layered quantity x is indexed x[h] for h = 0, ..., H-1; it is one array (H, ...) where all layers have one size.
-Layered = Sequence[np.ndarray]
+Layered = Sequence[np.ndarray] | np.ndarray
 
 
 def check_distribution(p: Array, what: str) -> None:
@@ -59,7 +59,7 @@ class FiniteMDP:
             if given is None:
                 continue
             dtype = np.float64 if field == "reward" else np.bool_
-            layers = [np.asarray(x, dtype=dtype) for x in given]
+            layers: list[np.ndarray] = [np.asarray(x, dtype=dtype) for x in given]
             if len(layers) != self.horizon:
                 raise ValueError(f"{field} has {len(layers)} layers but the horizon is {self.horizon}")
             for h, x in enumerate(layers):
