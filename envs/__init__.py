@@ -1,11 +1,87 @@
-"""Worlds that are known exactly, their Gymnasium environments, and who answers preference queries."""
+"""Worlds that are known exactly, their Gymnasium environments, and who answers preference queries.
+
+The names below load their modules on first use, so that `import preflab.envs` costs no more than Gymnasium itself.
+Importing this package registers the worlds as `preflab/...-v0`.
+"""
 
 if __name__ != "preflab.envs":
     raise ImportError("import preflab.envs: a bare import would make a second copy of every class")
 
-from .features import FeatureMap
-from .kernels import CSRKernel, DenseKernel, Kernel, TreeKernel
-from .mdp import FiniteMDP
-from .trajectories import Trajectories
+if __name__ != "preflab.envs":
+    raise ImportError("import preflab.envs: a bare import would make a second copy of every class")
 
-__all__ = ["CSRKernel", "DenseKernel", "FeatureMap", "FiniteMDP", "Kernel", "Trajectories", "TreeKernel"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .registration import register_all
+
+if TYPE_CHECKING:
+    from .annotators import Annotator as Annotator
+    from .annotators import BudgetExhausted as BudgetExhausted
+    from .batched import BatchedSimulator as BatchedSimulator
+    from .exploration import combination_lock as combination_lock
+    from .exploration import deep_sea as deep_sea
+    from .exploration import river_swim as river_swim
+    from .features import FeatureMap as FeatureMap
+    from .gym_env import FiniteMDPEnv as FiniteMDPEnv
+    from .kernels import CSRKernel as CSRKernel
+    from .kernels import DenseKernel as DenseKernel
+    from .kernels import Kernel as Kernel
+    from .kernels import TreeKernel as TreeKernel
+    from .language_world import load_language_world as load_language_world
+    from .linear_mdp import AssumptionWarning as AssumptionWarning
+    from .linear_mdp import LinearMDP as LinearMDP
+    from .linear_mdp import hypercube_mdp as hypercube_mdp
+    from .linear_mdp import random_linear_mdp as random_linear_mdp
+    from .linear_mdp import tabular_linear_mdp as tabular_linear_mdp
+    from .links import LINKS as LINKS
+    from .links import LOGISTIC as LOGISTIC
+    from .links import PROBIT as PROBIT
+    from .links import Link as Link
+    from .mdp import FiniteMDP as FiniteMDP
+    from .sound_quality import sound_quality_world as sound_quality_world
+    from .token_mdp import TokenMDP as TokenMDP
+    from .token_mdp import random_token_mdp as random_token_mdp
+    from .trajectories import Trajectories as Trajectories
+    from .wrappers import HideReward as HideReward
+
+_EXPORTS = {
+    "annotators": ("Annotator", "BudgetExhausted"),
+    "batched": ("BatchedSimulator",),
+    "exploration": ("combination_lock", "deep_sea", "river_swim"),
+    "features": ("FeatureMap",),
+    "gym_env": ("FiniteMDPEnv",),
+    "kernels": ("CSRKernel", "DenseKernel", "Kernel", "TreeKernel"),
+    "language_world": ("load_language_world",),
+    "linear_mdp": (
+        "AssumptionWarning",
+        "LinearMDP",
+        "hypercube_mdp",
+        "random_linear_mdp",
+        "tabular_linear_mdp",
+    ),
+    "links": ("LINKS", "LOGISTIC", "PROBIT", "Link"),
+    "mdp": ("FiniteMDP",),
+    "sound_quality": ("sound_quality_world",),
+    "token_mdp": ("TokenMDP", "random_token_mdp"),
+    "trajectories": ("Trajectories",),
+    "wrappers": ("HideReward",),
+}
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
+
+__all__ = sorted([*_MODULE_OF, "register_all"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+register_all()

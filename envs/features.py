@@ -31,6 +31,8 @@ class FeatureMap:
     def __post_init__(self) -> None:
         if self.mode not in ("sum", "concat"):
             raise ValueError(f"mode is {self.mode!r}; expected 'sum' or 'concat'")
+        if not len(self.phi):
+            raise ValueError("phi has no layers; give phi[h], of shape (S_h, A, d), for each step")
         for h, phi in enumerate(self.phi):
             if phi.ndim != 3 or phi.shape[2] != self.phi[0].shape[2]:
                 raise ValueError(f"phi[h={h}] has shape {phi.shape}; expected (S_h, A, {self.phi[0].shape[-1]})")
@@ -57,7 +59,10 @@ class FeatureMap:
 
     def per_step(self, theta: Array) -> Array:
         """theta (dim,) -> (H, d), the parameter that acts at each step."""
-        return np.broadcast_to(np.asarray(theta, dtype=np.float64).reshape(-1, self.d), (self.horizon, self.d))
+        theta = np.asarray(theta, dtype=np.float64)
+        if theta.size != self.dim:
+            raise ValueError(f"theta has shape {theta.shape}; mode {self.mode!r} wants {self.dim} numbers")
+        return np.broadcast_to(theta.reshape(-1, self.d), (self.horizon, self.d))
 
     def rewards(self, theta: Array) -> list[Array]:
         """r[h]: (S_h, A) = <phi_h(s, a), theta_h>."""

@@ -38,6 +38,11 @@ class Kernel(Protocol):
     def dense(self, h: int) -> Array: ...  # (S_h, A, S_{h+1})
 
 
+def _view(p: Array) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """What two arrays share when they are one: address, shape and strides (a transpose shares the address alone)."""
+    return p.__array_interface__["data"][0], p.shape, p.strides
+
+
 def _check_rows(h: int, n_actions: int, rows: Array, lowest: Array) -> None:
     """Raise with the place named when a row is not a probability vector; rows are (S*A,) sums and minima."""
     bad = ~((lowest >= 0) & (np.abs(rows - 1) <= ROW_SUM_TOLERANCE))  # NaN compares false, hence the negation
@@ -80,11 +85,10 @@ class DenseKernel:
             if p.ndim != 3:
                 raise ValueError(f"P[h={h}] has shape {p.shape}; expected (S_h, A, S_next)")
         _check_chain([p.shape for p in layers])  # type: ignore[misc]
-        checked: set[int] = set()
+        checked = set()
         for h, p in enumerate(layers):
-            address = p.__array_interface__["data"][0]
-            if address not in checked:  # a stationary kernel given as a broadcast view is checked once
-                checked.add(address)
+            if _view(p) not in checked:  # a stationary kernel given as a broadcast view is checked once
+                checked.add(_view(p))
                 _check_rows(h, p.shape[1], p.sum(-1).ravel(), p.min(-1, initial=np.inf).ravel())
         if isinstance(self.P, np.ndarray):
             object.__setattr__(self, "P", np.asarray(self.P, dtype=np.float64))
@@ -101,16 +105,13 @@ class DenseKernel:
 
     @cached_property
     def _cdf(self) -> Sequence[Array]:
-        cumulative: dict[int, Array] = {}
-        result = []
+        cumulative: dict[object, Array] = {}
         for p in self.P:
-            address = p.__array_interface__["data"][0]
-            if address not in cumulative:
+            if _view(p) not in cumulative:
                 c = np.cumsum(p, axis=-1)
                 c /= c[..., -1:]  # the last successor with mass ends exactly at 1
-                cumulative[address] = c
-            result.append(cumulative[address])
-        return result
+                cumulative[_view(p)] = c
+        return [cumulative[_view(p)] for p in self.P]
 
     def expect(self, h: int, v: Array) -> Array:
         p = self.P[h]
@@ -139,9 +140,10 @@ class CSRKernel:
             raise ValueError("empty action set: n_actions must be at least 1")
         seen: dict[int, sp.csr_array] = {}
         layers = []
-        for h, given in enumerate(self.matrices):
+        matrices = tuple(self.matrices)  # held while their ids are in use, also when a generator made them
+        for h, given in enumerate(matrices):
             if id(given) not in seen:
-                m = sp.csr_array(given, dtype=np.float64)
+                m = sp.csr_array(given, dtype=np.float64, copy=True)  # the caller's matrix stays as it is
                 if m.shape[0] % self.n_actions:
                     raise ValueError(f"P[h={h}] has {m.shape[0]} rows, not a multiple of {self.n_actions} actions")
                 m.sum_duplicates()
