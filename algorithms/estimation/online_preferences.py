@@ -2,12 +2,14 @@
 
 Exact refits (`fit_preferences`, warm-started) happen whenever the number of comparisons has grown by the factor
 1 + growth since the last one; a refit costs O(q d^2), so that all of them up to q cost O(q d^2 / growth). Between
-two refits each new comparison makes one online Newton step: with m = <x, theta> for the signed difference x,
+two refits the log-likelihood is replaced by its second-order model b^T theta - theta^T H theta / 2, to which each
+new comparison adds its own second-order terms at the current theta: with m = <x, theta> for the signed x,
 
-    H += -(log Phi)''(m) x x^T,      theta += H^{-1} (log Phi)'(m) x,      theta is drawn back to the ball,
+    w = -(log Phi)''(m),   H += w x x^T,   b += ((log Phi)'(m) + w m) x,   theta = argmax of the model on the ball.
 
-which is the maximiser of the second-order model at the last refit plus the new comparisons. growth = 0 refits
-at every comparison: theta is then the exact MLE throughout.
+That is an online Newton step. It costs O(d^2) while theta = H^{-1} b stays inside the ball, and a few
+factorisations, O(d^3), when the ball is active; never more as the stream grows. growth = 0 refits at every
+comparison: theta is then the exact MLE throughout.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from ...envs.links import LOGISTIC, Link
 from ...envs.links import link as named_link
 from .linear_algebra import cholesky_update, solve_factored
-from .preferences import fit_preferences
+from .preferences import ball_maximum, fit_preferences
 
 Array = NDArray[np.float64]
 
@@ -32,8 +34,8 @@ class OnlinePreferenceMLE:
     Parameters: radius (the ball |theta| <= B) and/or ridge, as in `fit_preferences`; one of them is needed, since
     the first comparisons are always separable. growth in [0, 1].
     Exposed: count; refits; fitted, the count at the last refit; gradient_norm and multiplier, the certificate of
-    the last refit; factor, the Cholesky factor of H. Without ridge, H carries 1 / radius^2 on its diagonal: a
-    direction that no comparison has shown must not move by more than the ball.
+    the last refit; factor and linear, the Cholesky factor of H and b. Without ridge, H carries 1 / radius^2 on its
+    diagonal, centred at the last refit: a direction that no comparison has shown moves by the ball at most.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class OnlinePreferenceMLE:
         self.radius, self.ridge, self.link, self.growth = radius, float(ridge), link, float(growth)
         self.theta: Array = np.zeros(dimension)
         self.factor: Array = np.sqrt(self._damping() + self.ridge) * np.eye(dimension)
+        self.linear: Array = np.zeros(dimension)
         self.count = self.fitted = self.refits = 0
         self.gradient_norm = self.multiplier = 0.0
         self._differences: Array = np.empty((16, dimension))
@@ -102,10 +105,14 @@ class OnlinePreferenceMLE:
 
     def _newton_step(self, x: Array) -> None:
         margin = self.theta @ x
-        cholesky_update(self.factor, np.sqrt(max(-self.link.d2log(margin), 0.0)) * x)
-        theta = self.theta + solve_factored(self.factor, self.link.dlog(margin) * x)
-        if self.radius is not None:
-            theta *= min(1.0, self.radius / max(float(np.linalg.norm(theta)), 1e-300))
+        curvature = max(-float(self.link.d2log(margin)), 0.0)
+        cholesky_update(self.factor, np.sqrt(curvature) * x)
+        self.linear += (self.link.dlog(margin) + curvature * margin) * x
+        theta = solve_factored(self.factor, self.linear)
+        if self.radius is not None and theta @ theta > self.radius**2:
+            theta, _ = ball_maximum(
+                self.factor @ self.factor.T, np.ones(len(theta)), self.linear, self.radius
+            )
         self.theta = theta
 
     def refit(self) -> None:
@@ -119,8 +126,11 @@ class OnlinePreferenceMLE:
             start=self.theta,
         )
         self.theta, self.gradient_norm, self.multiplier = fit.theta, fit.gradient_norm, fit.multiplier
-        shift = fit.multiplier + self._damping()
-        self.factor = np.linalg.cholesky(fit.hessian + shift * np.eye(len(fit.theta)))
+        H = fit.hessian + self._damping() * np.eye(len(fit.theta))
+        self.factor = np.linalg.cholesky(H)
+        self.linear = (
+            H @ fit.theta + fit.multiplier * fit.theta
+        )  # so that theta is the model's maximum on the ball
         self.fitted = self.count
         self.refits += 1
 
@@ -131,6 +141,7 @@ class OnlinePreferenceMLE:
             "wins": self.wins.copy(),
             "theta": self.theta.copy(),
             "factor": self.factor.copy(),
+            "linear": self.linear.copy(),
             "counters": np.array([self.count, self.fitted, self.refits]),
             "certificate": np.array([self.gradient_norm, self.multiplier]),
             "settings": np.array([np.nan if self.radius is None else self.radius, self.ridge, self.growth]),
@@ -151,7 +162,12 @@ class OnlinePreferenceMLE:
             growth=growth,
         )
         new.count, new.fitted, new.refits = (int(x) for x in arrays["counters"])
-        shapes = {"wins": (count,), "theta": (dimension,), "factor": (dimension, dimension)}
+        shapes = {
+            "wins": (count,),
+            "theta": (dimension,),
+            "linear": (dimension,),
+            "factor": (dimension, dimension),
+        }
         for name, shape in shapes.items():
             if arrays[name].shape != shape:
                 raise ValueError(
@@ -165,6 +181,7 @@ class OnlinePreferenceMLE:
         new._differences, new._wins = np.empty((capacity, dimension)), np.empty(capacity)
         new._differences[:count], new._wins[:count] = differences, arrays["wins"]
         new.theta = np.array(arrays["theta"], dtype=np.float64)
+        new.linear = np.array(arrays["linear"], dtype=np.float64)
         new.factor = np.array(arrays["factor"], dtype=np.float64, order="C")
         new.gradient_norm, new.multiplier = (float(x) for x in arrays["certificate"])
         return new

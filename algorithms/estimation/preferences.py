@@ -154,7 +154,7 @@ def _chart(X: Array) -> _Chart:
     return _Chart(U, s**-2.0, Vt.T / s, Vt * s[:, None])
 
 
-def _ball_step(A: Array, metric: Array, rhs: Array, radius: float) -> tuple[Array, float]:
+def ball_maximum(A: Array, metric: Array, rhs: Array, radius: float) -> tuple[Array, float]:
     """argmax of rhs^T y - y^T A y / 2 over y^T diag(metric) y <= radius^2, with its multiplier nu.
 
     y(nu) = (A + nu M)^{-1} rhs; Newton's method on 1/radius - 1/|y(nu)|, which is nearly linear and, from the
@@ -270,7 +270,7 @@ def fit_preferences(
         A = scaled.T @ scaled
         A[np.diag_indices_from(A)] += ridge * metric
         g = Z.T @ residual - ridge * (metric * z)
-        y, nu = _ball_step(A, metric, g + A @ z, ball)
+        y, nu = ball_maximum(A, metric, g + A @ z, ball)
         step = y - z
         decrement = float(np.sqrt(max(step @ (g - nu * (metric * z)), 0.0)))
         # Once the certificate holds, go on only while Newton still gains: the affine-invariant half of the
