@@ -33,7 +33,7 @@ _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
-# ---- JSON with every float -------------------------------------------------------------------------------
+# ---- JSON with every float -----------------------------------------------------------------------------
 
 
 def encode(value: Any, place: str = "result") -> Any:
@@ -77,7 +77,7 @@ def canonical(value: Any, place: str = "value") -> str:
     return json.dumps(encode(value, place), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-# ---- what a result depends on besides its parameters -----------------------------------------------------
+# ---- what a result depends on besides its parameters ---------------------------------------------------
 
 
 @lru_cache(maxsize=1)
@@ -117,7 +117,7 @@ def resolve(name: str) -> Callable[..., Mapping[str, Any]]:
     return function
 
 
-# ---- the cell --------------------------------------------------------------------------------------------
+# ---- the cell ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)

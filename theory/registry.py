@@ -1,8 +1,8 @@
 """What there is by name: claims, algorithms, worlds; and the nearest names to a wrong one.
 
 A module of `theory/claims` exposes `CLAIMS: tuple[Claim, ...]`, named "module.statement"; a module of `algorithms`
-exposes `ALGORITHM: AlgorithmSpec`; a world is a Gymnasium id under "preflab/". Modules that begin with an underscore (examples,
-self-tests) are not listed, and run when named.
+exposes `ALGORITHM: AlgorithmSpec`; a world is a Gymnasium id under "preflab/". Modules that begin with an
+underscore (examples, self-tests) are not listed, and run when named.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ import math
 import os
 import platform
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -57,7 +56,7 @@ def summary(results: Sequence[ClaimResult]) -> str:
     return f"{claims}: {', '.join(parts)}; {sum(controls)} of {len(controls)} controls caught."
 
 
-# ---- JSON -----------------------------------------------------------------------------------------------------------
+# ---- JSON ----------------------------------------------------------------------------------------------
 
 
 def as_data(results: Sequence[ClaimResult], plan: Plan) -> dict[str, Any]:
@@ -120,7 +119,7 @@ def to_json(data: Any) -> str:
     return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-# ---- HTML -------------------------------------------------------------------------------------------------------------
+# ---- HTML ----------------------------------------------------------------------------------------------
 
 
 def as_page(results: Sequence[ClaimResult], plan: Plan) -> str:
@@ -169,7 +168,7 @@ def _claim_view(result: ClaimResult) -> dict[str, Any]:
 def _figure(result: ClaimResult) -> tuple[str, list[str]]:
     """The claim's figure as a data URI, or why there is none: a drawing that fails does not cost the report."""
     draw = result.claim.figure
-    if draw is None or not result.outcomes or result.judgement.verdict == "inconclusive" and result.errors:
+    if draw is None or result.unfinished:
         return "", []
     from .figures import data_uri
 
@@ -223,22 +222,17 @@ def _formula(source: str) -> Any:
     return Markup('<img class="math" src="{}" alt="{}" style="{}">').format(uri, source[1:-1], style)
 
 
-# ---- files --------------------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------------
 
 
 def write_text(path: Path, text: str) -> None:
     """The file appears whole, by rename."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp makes files private
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_report(results: Sequence[ClaimResult], plan: Plan, folder: str | os.PathLike[str]) -> Path:

@@ -52,7 +52,7 @@ class Ended:
     error: str = ""
 
 
-# ---- running cells ---------------------------------------------------------------------------------------
+# ---- running cells -------------------------------------------------------------------------------------
 
 
 def run_cells(
@@ -265,7 +265,7 @@ def _inherited_by_workers() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
-# ---- running claims --------------------------------------------------------------------------------------
+# ---- running claims ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -292,6 +292,7 @@ class ClaimResult:
     cells: int
     seconds: float
     errors: tuple[str, ...] = ()
+    unfinished: int = 0  # cells of the claim itself that failed or were not run
 
     @property
     def ok(self) -> bool:
@@ -378,4 +379,5 @@ def _judge_claim(claim: Claim, plan: Plan, store: Store, failures: Mapping[Cell,
         cells=len(seconds),
         seconds=sum(seconds.values()),
         errors=tuple(errors),
+        unfinished=len(cells) - len(outcomes),
     )

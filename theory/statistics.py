@@ -150,7 +150,7 @@ def sign_flip_test(differences: ArrayLike, *, seed: int = 0, exact_up_to: int = 
     return at_least / (rounds * 4096 + 1)
 
 
-# ---- judges ----------------------------------------------------------------------------------------------
+# ---- judges --------------------------------------------------------------------------------------------
 
 
 def _verdict(verified: bool, refuted: bool) -> Verdict:

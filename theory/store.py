@@ -149,7 +149,7 @@ class Store:
                 f"{self.path} broke while in use ({damage}); run the same command again to have it checked"
             ) from None
 
-    # ---- cells -------------------------------------------------------------------------------------------
+    # ---- cells ------------------------------------------------------------------------------------------
 
     def __contains__(self, cell: Cell) -> bool:
         with self._use():
@@ -195,7 +195,7 @@ class Store:
         with self._use():
             return self._connection.execute(query).fetchall()
 
-    # ---- notes -------------------------------------------------------------------------------------------
+    # ---- notes ------------------------------------------------------------------------------------------
 
     def note(self, name: str, value: Any) -> None:
         """Keep a JSON-able value under a name, replacing what stood there."""
@@ -218,9 +218,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 def _create(path: Path) -> None:
     """Make an empty store under a temporary name and give it its own, unless another process was faster."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".store-", suffix=".sqlite")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         connection = _connect(temporary)
         with connection:

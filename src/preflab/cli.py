@@ -1,0 +1,433 @@
+"""The command line: `preflab list | verify | run | report`.
+
+Exit codes: 0 all claims verified and every control caught; 1 something was refuted, inconclusive, or a control slipped
+through; 2 wrong usage or input; 130 interrupted. Numerical libraries are imported inside the commands, so that help and
+version answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from . import __version__
+
+if TYPE_CHECKING:
+    from .theory.claim import Plan
+    from .theory.runner import ClaimResult
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    name="preflab",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Run the theorems of RLHF: verify papers' claims against exact worlds, with controls that must be caught.",
+    epilog="Start with: preflab list   then: preflab verify --quick",
+)
+
+
+class Topic(StrEnum):
+    claims = "claims"
+    envs = "envs"
+    algorithms = "algorithms"
+
+
+class Backend(StrEnum):
+    local = "local"
+    ray = "ray"
+
+
+def _console(stderr: bool = False) -> Console:
+    """A console that, where no terminal says how wide it is, does not fold tables at 80 columns."""
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 140
+    return console
+
+
+@contextmanager
+def _reported(resume: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """Errors that the user can mend end in one sentence and exit code 2; Ctrl-C says how to go on."""
+    from .theory.store import StoreError
+
+    try:
+        yield
+    except (ValueError, StoreError, OSError) as error:
+        _console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(USAGE) from None
+    except KeyboardInterrupt:
+        _console(stderr=True).print(f"\n[bold]interrupted.[/] {escape(resume())}", soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _single_threaded() -> None:
+    """One thread a process, before numpy is imported: the cells fill the cores, and bits do not depend on threads."""
+    for library in ("OMP", "OPENBLAS", "MKL", "NUMBA"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[..., None]]:
+    """A bar on the terminal: done, left, time; without a terminal a line at each tenth."""
+    console = _console(stderr=True)
+    if not console.is_terminal:
+        tenths = {-1}
+
+        def line(done: int, total: int, *_: Any) -> None:
+            tenth = 10 * done // max(total, 1)
+            if tenth > max(tenths):
+                tenths.add(tenth)
+                console.print(f"{what}: {done} of {total} done, {total - done} left")
+
+        yield line
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    parts = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[left]} left,"),
+        TimeElapsedColumn(),
+        TextColumn("gone,"),
+        TimeRemainingColumn(),
+        TextColumn("to go"),
+    )
+    with Progress(*parts, console=console, speed_estimate_period=600) as bar:
+        task = bar.add_task(what, total=None, left="")
+
+        def advance(done: int, total: int, *_: Any) -> None:
+            bar.update(task, completed=done, total=total, left=total - done)
+
+        yield advance
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"preflab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+# ---- list ----------------------------------------------------------------------------------------------------
+
+
+@app.command("list", epilog="Example: preflab list claims --json")
+def list_(
+    topic: Annotated[Topic | None, typer.Argument(help="What to list; without it, everything.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the claims, worlds (envs) and algorithms that there are."""
+    _single_threaded()
+    from .theory import registry
+    from .theory.report import to_json
+
+    data: dict[str, Any] = {}
+    with _reported():
+        if topic in (None, Topic.claims):
+            data["claims"] = [
+                {
+                    "claim": claim.name,
+                    "kind": claim.kind,
+                    "title": claim.title,
+                    "controls": [control.name for control in claim.controls],
+                }
+                for claim in registry.load_claims().values()
+            ]
+        if topic in (None, Topic.envs):
+            data["envs"] = registry.world_names()
+        if topic in (None, Topic.algorithms):
+            data["algorithms"] = [
+                {
+                    "name": spec.name,
+                    "title": spec.title,
+                    "paper": spec.paper,
+                    "settings": list(spec.setting_names),
+                    "presets": list(spec.presets),
+                }
+                for spec in registry.load_algorithms().values()
+            ]
+    if as_json:
+        print(to_json(data), end="")
+    else:
+        _print_lists(data)
+
+
+def _print_lists(data: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    console = _console()
+    if "claims" in data:
+        table = Table(
+            "claim", "kind", "title", "controls", title="Claims: preflab verify CLAIM", title_justify="left"
+        )
+        for claim in data["claims"]:
+            cells = (claim["claim"], claim["kind"], claim["title"], ", ".join(claim["controls"]))
+            table.add_row(*map(escape, cells))
+        console.print(table)
+    if "envs" in data:
+        table = Table(
+            "env", title="Worlds: gymnasium.make(ENV), preflab run ALGORITHM ENV", title_justify="left"
+        )
+        for name in data["envs"]:
+            table.add_row(name)
+        console.print(table)
+    if "algorithms" in data:
+        table = Table(
+            "algorithm", "title", "paper", title="Algorithms: preflab run ALGORITHM ENV", title_justify="left"
+        )
+        for spec in data["algorithms"]:
+            table.add_row(*(escape(spec[field]) for field in ("name", "title", "paper")))
+        console.print(table)
+
+
+# ---- verify and report ---------------------------------------------------------------------------------------
+
+
+@app.command(
+    epilog="Examples: preflab verify --quick   ·   preflab verify pr_lsvi   ·   "
+    "preflab verify pr_lsvi.query_rule --seeds 50 --out reports/query_rule"
+)
+def verify(
+    claims: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CLAIM]...",
+            help="PAPER or PAPER.STATEMENT; without any, all claims.",
+            show_default=False,
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small sizes: a first look in about a minute.")
+    ] = False,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Seeds a claim.", show_default="as each claim asks")
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=0, help="Worker processes; 0 = in this process.", show_default="one a CPU"),
+    ] = None,
+    backend: Annotated[Backend, typer.Option(help="Where cells run.")] = Backend.local,
+    out: Annotated[Path, typer.Option(help="Folder of the results; run again with it to go on.")] = Path(
+        "reports/verify"
+    ),
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE", help="Write the verdicts as JSON too; - = standard output."),
+    ] = None,
+) -> None:
+    """Check claims and their controls, and write a report.
+
+    Exit code: 0 when all claims are verified and every control is caught, 1 when not, 2 on wrong usage. Finished cells
+    are kept in the folder of --out: a run that was stopped goes on where it stood, and several processes may share it.
+    """
+    _single_threaded()
+    from .theory import registry, runner
+    from .theory.cells import code_fingerprint
+    from .theory.claim import Plan
+    from .theory.store import Store
+
+    with _reported(lambda: f"Finished cells are kept in {out}; the same command goes on from there."):
+        chosen = registry.select_claims(claims or [])
+        if not chosen:
+            raise ValueError("there are no claims to verify")
+        _check_json_target(json_file)
+        plan = Plan(quick=quick, seeds=seeds)
+        with Store.open(out) as store:
+            request = {"claims": [claim.name for claim in chosen], "quick": quick, "seeds": seeds}
+            store.note("request", request | {"code": code_fingerprint()})
+            cells = runner.expand(chosen, plan)
+            kept = len(cells) - len(store.missing(cells))
+            words = f"{len(chosen)} claims, {len(cells)} cells" + (
+                f", {kept} of them finished before" if kept else ""
+            )
+            _console(stderr=True).print(f"{words} -> {escape(str(out))}", soft_wrap=True)
+            with _progress("cells") as progress:
+                results = runner.run_claims(
+                    chosen, plan, store, jobs=jobs, backend=backend.value, progress=progress
+                )
+        _conclude(results, plan, out, json_file)
+
+
+@app.command(epilog="Example: preflab report reports/verify")
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The --out folder of a verify.")],
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE", help="Write the verdicts as JSON too; - = standard output."),
+    ] = None,
+) -> None:
+    """Judge again and rewrite the report from what a folder holds, also of an unfinished run. Computes no cell."""
+    _single_threaded()
+    from .theory import registry, runner
+    from .theory.cells import code_fingerprint
+    from .theory.claim import Plan
+    from .theory.store import Store
+
+    with _reported():
+        _check_json_target(json_file)
+        with Store.open(folder, create=False) as store:
+            request = store.noted("request")
+            if request is None:
+                raise ValueError(
+                    f"{folder} holds cells but no verify asked for them; run preflab verify --out {folder}"
+                )
+            if request["code"] != code_fingerprint():
+                raise ValueError(
+                    f"{folder} was computed by other code than this; its report stays as it is. "
+                    f"Run preflab verify --out {folder} for a new one."
+                )
+            plan = Plan(quick=request["quick"], seeds=request["seeds"])
+            results = runner.judge_claims(registry.select_claims(request["claims"]), plan, store)
+        _conclude(results, plan, folder, json_file)
+
+
+def _check_json_target(target: str | None) -> None:
+    from .theory.store import check_writable
+
+    if target is not None and target != "-":
+        check_writable(Path(target).parent)
+        if Path(target).is_dir():
+            raise ValueError(f"--json {target} is a folder; give a file")
+
+
+def _conclude(results: list[ClaimResult], plan: Plan, folder: Path, json_file: str | None) -> None:
+    """Write the report, show the verdicts, and exit with their code."""
+    from .theory.report import as_data, summary, to_json, write_report, write_text
+
+    page = write_report(results, plan, folder)
+    if json_file == "-":
+        print(to_json(as_data(results, plan)), end="")
+    elif json_file is not None:
+        write_text(Path(json_file), to_json(as_data(results, plan)))
+    console = _console(stderr=json_file == "-")
+    _print_verdicts(console, results)
+    console.print(escape(summary(results)), style="bold", soft_wrap=True)
+    console.print(f"Report: {escape(str(page))}", soft_wrap=True)
+    raise typer.Exit(OK if all(result.ok for result in results) else FAILED)
+
+
+def _print_verdicts(console: Console, results: list[ClaimResult]) -> None:
+    from rich.table import Table
+
+    from .theory.report import number
+
+    colours = {"verified": "green", "refuted": "red", "inconclusive": "yellow"}
+    table = Table("claim", "kind", "verdict", "controls caught", "statistic", "threshold", "seeds", "seconds")
+    for result in results:
+        judgement = result.judgement
+        caught, n = sum(control.caught for control in result.controls), len(result.controls)
+        table.add_row(
+            result.claim.name,
+            result.claim.kind,
+            f"[{colours[judgement.verdict]}]{judgement.verdict}[/]",
+            f"[{'green' if caught == n else 'red'}]{caught} of {n}[/]",
+            number(judgement.statistic),
+            number(judgement.threshold),
+            str(result.seeds),
+            f"{result.seconds:.1f}",
+        )
+    console.print(table)
+    for result in results:
+        if result.judgement.verdict != "verified":
+            text = f"{result.claim.name} is {result.judgement.verdict}: {result.judgement.detail}"
+            console.print(escape(text), soft_wrap=True)
+        for control in result.controls:
+            if not control.caught:
+                text = f"{result.claim.name}: control {control.name} was not caught ({control.detail})"
+                console.print(escape(text), soft_wrap=True)
+        for error in result.errors:
+            console.print(escape(error), style="red", soft_wrap=True)
+
+
+# ---- run -----------------------------------------------------------------------------------------------------
+
+
+@app.command(
+    epilog="Example: preflab run pr_lsvi RandomLinearMDP --episodes 2000 --set eps=0.1 --set env.d=8 --out runs/first"
+)
+def run(
+    algorithm: Annotated[str, typer.Argument(help="An algorithm of: preflab list algorithms")],
+    env: Annotated[str, typer.Argument(help="A world of: preflab list envs")],
+    episodes: Annotated[
+        int, typer.Option(min=1, help="Episodes in all, those of an earlier start included.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of learner, world and annotator.")] = 0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="A setting; env.KEY for the world's. May be repeated."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for checkpoint, episodes.csv and figure; run again with it to go on."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the totals as JSON.")] = False,
+) -> None:
+    """Run one algorithm in one world, answered by a Bradley-Terry annotator, with exact regret."""
+    _single_threaded()
+    from .theory import registry, single_run
+    from .theory.report import finite, to_json
+    from .theory.store import check_writable
+
+    again = (
+        f"The last checkpoint is kept in {out}; the same command goes on from there."
+        if out
+        else "Nothing was kept."
+    )
+    with _reported(lambda: again):
+        known = registry.load_algorithms()
+        spec = known[registry.find("algorithm", algorithm, known)]
+        world = registry.find("env", env, registry.world_names())
+        given = single_run.parse_pairs(settings or [])
+        if out is not None:
+            check_writable(out)
+        asked, state, had = single_run.start_run(spec, world, given, seed, out)
+        if had:
+            _console(stderr=True).print(f"going on from episode {had}")
+        with _progress("episodes") as progress:
+            single_run.advance(state, episodes, out, progress)
+        totals = single_run.summarise(state) if out is None else single_run.write_run(asked, state, out)
+    if as_json:
+        print(to_json(finite(totals)), end="")
+        return
+    console = _console()
+    for name, value in totals.items():
+        console.print(f"{name.replace('_', ' ')}: {value:.6g}")
+    if out is not None:
+        console.print(f"Results: {escape(str(out))}", soft_wrap=True)
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(app())
