@@ -13,9 +13,8 @@ from __future__ import annotations
 import base64
 import io
 import os
-import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -44,6 +43,18 @@ def pack(first: Trajectories, second: Trajectories) -> Index:
 def unpack(pairs: Index) -> tuple[Trajectories, Trajectories]:
     """The inverse of `pack`."""
     return Trajectories(pairs[:, 0, 0], pairs[:, 0, 1]), Trajectories(pairs[:, 1, 0], pairs[:, 1, 1])
+
+
+def replace_file(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it: no reader ever sees half a file."""
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def check_outcomes(outcomes: NDArray[np.int8], what: str = "comparison") -> None:
@@ -127,16 +138,7 @@ class ComparisonLog:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an .npz (no pickle); the file appears whole, by rename, or not at all."""
-        target = Path(path)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=target.name, delete=False) as file:
-            try:
-                self._write(file)
-                file.close()
-                os.replace(file.name, target)
-            except BaseException:
-                file.close()
-                os.unlink(file.name)
-                raise
+        replace_file(path, self._write)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ComparisonLog:
