@@ -153,7 +153,7 @@ def exactly_separable(X):
     st.lists(st.tuples(*[st.integers(-3, 3)] * 2, st.booleans()), min_size=1, max_size=9),
     st.sampled_from(LINKS),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_separable_data_are_recognised_exactly(rows, link):
     D = np.array([r[:2] for r in rows])
     w = np.array([r[2] for r in rows])
@@ -174,6 +174,31 @@ def test_one_contradiction_makes_large_margins_legitimate(link):
     assert fit.theta[0] == pytest.approx(link.inverse(1e6 / (1e6 + 1)) / 2, rel=1e-8)
     far = fit_preferences([[1.0], [40.0]], [2.0, 1.0], counts=[3.0, 1.0])  # margin 40 log 2 on the second
     assert far.theta[0] == pytest.approx(np.log(2), rel=1e-6)
+
+
+def test_a_loose_tolerance_neither_hides_nor_invents_separation():
+    with pytest.raises(SeparableDataError):
+        fit_preferences([[1.0]], [1], tolerance=1e-3)
+    assert fit_preferences([[1.0]], [2], counts=[3], tolerance=1e-3).theta[0] == pytest.approx(
+        np.log(2), abs=1e-3
+    )
+    # Converged from the start, at a margin beyond which only the linear program is believed.
+    far = fit_preferences([[1.0], [40.0]], [2.0, 1.0], counts=[3.0, 1.0], start=[np.log(2)])
+    assert far.theta[0] == pytest.approx(np.log(2), rel=1e-6)
+
+
+def test_newton_steps_that_overshoot_are_shortened():
+    """At theta = 9 the curvature is a thousandth of that at the optimum, 5: the full step would lead to -44."""
+    fit = fit_preferences([[1.0]], [993.307149], counts=[1000.0], start=[9.0])
+    assert fit.converged
+    assert fit.theta[0] == pytest.approx(LOGISTIC.inverse(0.993307149), rel=1e-9)
+
+
+def test_many_separable_comparisons_are_refused_without_dense_programs():
+    rng = np.random.default_rng(0)
+    D = rng.normal(size=(3000, 3))
+    with pytest.raises(SeparableDataError, match="3000 comparison"):
+        fit_preferences(D, D @ [1.0, -2.0, 0.5] > 0)
 
 
 def test_slow_divergence_is_separable_too():
@@ -343,6 +368,7 @@ def test_running_out_of_iterations_is_reported():
         ({"radius": np.inf}, "or None for no ball"),
         ({"ridge": -1.0}, "ridge is -1.0"),
         ({"start": [0.0]}, r"start must be a finite vector of shape \(2,\)"),
+        ({"link": "cauchit"}, "link 'cauchit' is not one of logistic, probit"),
         ({"tolerance": 0.0}, "tolerance is 0.0"),
         ({"max_iterations": -1}, "max_iterations is -1"),
     ],

@@ -127,7 +127,7 @@ class OnlinePreferenceMLE:
         )
         self.theta, self.gradient_norm, self.multiplier = fit.theta, fit.gradient_norm, fit.multiplier
         H = fit.hessian + self._damping() * np.eye(len(fit.theta))
-        self.factor = np.linalg.cholesky(H)
+        self.factor = np.asarray(np.linalg.cholesky(H), dtype=np.float64)
         self.linear = (
             H @ fit.theta + fit.multiplier * fit.theta
         )  # so that theta is the model's maximum on the ball

@@ -43,7 +43,7 @@ class GaussianPosterior:
     def laplace(cls, fit: PreferenceFit, scale: float = 1.0) -> GaussianPosterior:
         """Precision Hessian / scale^2 at the fit (its ridge is the Gaussian prior's precision)."""
         try:
-            factor = np.linalg.cholesky(fit.hessian)
+            factor = np.asarray(np.linalg.cholesky(fit.hessian), dtype=np.float64)
         except np.linalg.LinAlgError:
             raise ValueError(
                 "the Hessian is singular: the comparisons do not determine every direction; fit with ridge > 0"

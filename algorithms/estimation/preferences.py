@@ -18,13 +18,16 @@ When the differences do not span R^d the answer is the maximiser of least norm, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg.lapack import dpocon, dpotrf, dpotrs
 from scipy.optimize import linprog
+from scipy.sparse import csr_array, eye_array, hstack
 
 from ...envs.links import LOGISTIC, Link
+from ...envs.links import link as named_link
 
 Array = NDArray[np.float64]
 
@@ -76,7 +79,7 @@ class _Chart:
         return theta.copy() if self.pull is None else self.pull @ theta
 
 
-def _first(bad: NDArray[np.bool_]) -> int:
+def _first(bad: Any) -> int:
     return int(np.flatnonzero(bad)[0])
 
 
@@ -109,8 +112,7 @@ def _checked(differences: ArrayLike, wins: ArrayLike, counts: ArrayLike | None) 
 def merge_repeated(
     differences: ArrayLike, wins: ArrayLike, counts: ArrayLike | None = None
 ) -> tuple[Array, Array, Array]:
-    """(differences, wins, counts) with one row for each distinct pair; the likelihood is the same function of
-    theta.
+    """(differences, wins, counts) with one row for each distinct pair; the likelihood is the same function.
 
     A pair shown in the other order (-D_i) is the same pair with wins and losses exchanged. Rows that say
     nothing (D_i = 0 or n_i = 0) are dropped.
@@ -125,13 +127,14 @@ def merge_repeated(
     D = np.where(flipped[:, None], -D, D) + 0.0  # + 0.0: no negative zeros, which would tell equal rows apart
     w = np.where(flipped, n - w, w)
     rows, index = np.unique(D, axis=0, return_inverse=True)
-    index = index.ravel()
-    return rows, np.bincount(index, w, len(rows)), np.bincount(index, n, len(rows))
+    total_wins, total_counts = np.zeros(len(rows)), np.zeros(len(rows))
+    np.add.at(total_wins, index.ravel(), w)
+    np.add.at(total_counts, index.ravel(), n)
+    return rows, total_wins, total_counts
 
 
 def _signed(D: Array, w: Array, n: Array) -> tuple[Array, Array]:
-    """Rows X and weights such that f = sum weight_j log Phi(<X_j, theta>): a loss is a win of the reversed
-    pair."""
+    """Rows X and weights such that f = sum weight_j log Phi(<X_j, theta>): a loss is a win, reversed."""
     moves = D.any(axis=1)
     won, lost = moves & (w > 0), moves & (w < n)
     if not (won & lost).any():  # every pair is one-sided, as single comparisons are: no row is needed twice
@@ -142,12 +145,24 @@ def _signed(D: Array, w: Array, n: Array) -> tuple[Array, Array]:
 
 
 def _chart(X: Array) -> _Chart:
+    """The features themselves if they are well conditioned; else coordinates of their span.
+
+    The span comes from the spectrum of X^T X where that has a clear gap (as one-hot features give), and
+    otherwise from an SVD, in coordinates in which the rows are orthonormal: then the scales of the features
+    do not matter.
+    """
     m, d = X.shape
     if m >= d:
         gram = X.T @ X
         factor, info = dpotrf(gram, lower=1)
         if info == 0 and dpocon(factor, np.abs(gram).sum(axis=0).max(), uplo="L")[0] > SAFE_CONDITION:
             return _Chart(X, np.ones(d), None, None)
+        spectrum, V = np.linalg.eigh(gram)
+        kept = spectrum > 1e-6 * spectrum[-1]
+        # Rows orthogonal to the rest to the last digit; a feature in small units would be only nearly so.
+        if np.linalg.norm(X @ V[:, ~kept]) <= m * EPSILON * np.sqrt(spectrum[-1]):
+            V = V[:, kept]
+            return _Chart(np.ascontiguousarray(X @ V), np.ones(V.shape[1]), V, V.T)
     U, s, Vt = np.linalg.svd(X, full_matrices=False)
     rank = int((s > s[0] * max(m, d) * EPSILON).sum())
     U, s, Vt = np.ascontiguousarray(U[:, :rank]), s[:rank], Vt[:rank]
@@ -189,7 +204,7 @@ def _separable(Z: Array) -> bool:
     m, r = rows.shape
     answer = linprog(
         np.concatenate([np.zeros(r), -np.ones(m)]),
-        A_ub=np.hstack([-rows, np.eye(m)]),
+        A_ub=hstack([csr_array(-rows), eye_array(m)]),
         b_ub=np.zeros(m),
         bounds=[(None, None)] * r + [(0.0, 1.0)] * m,
         method="highs",
@@ -203,7 +218,7 @@ def fit_preferences(
     wins: ArrayLike,
     *,
     counts: ArrayLike | None = None,
-    link: Link = LOGISTIC,
+    link: Link | str = LOGISTIC,
     radius: float | None = None,
     ridge: float = 0.0,
     start: ArrayLike | None = None,
@@ -218,6 +233,7 @@ def fit_preferences(
     point found. Each iteration costs q d^2 + d^3 / 3 multiplications, in BLAS.
     """
     D, w, n = _checked(differences, wins, counts)
+    link = named_link(link)
     d = D.shape[1]
     if radius is not None and not (np.isfinite(radius) and radius > 0):
         raise ValueError(f"radius is {radius}; it must be positive and finite, or None for no ball")
@@ -240,8 +256,6 @@ def fit_preferences(
     ball = np.inf if radius is None else float(radius)
     attained = radius is not None or ridge > 0  # a maximiser is known to exist
     largest_gradient = float(weight @ np.linalg.norm(X, axis=1))
-    # Differences of f below this are rounding.
-    noise = 8 * EPSILON * float(weight.sum())
 
     def objective(z: Array, margins: Array) -> float:
         return float(weight @ link.log(margins) - 0.5 * ridge * (z @ (metric * z)))
@@ -273,8 +287,7 @@ def fit_preferences(
         y, nu = ball_maximum(A, metric, g + A @ z, ball)
         step = y - z
         decrement = float(np.sqrt(max(step @ (g - nu * (metric * z)), 0.0)))
-        # Once the certificate holds, go on only while Newton still gains: the affine-invariant half of the
-        # test.
+        # Once the certificate holds, go on only while Newton still gains: the affine-invariant half.
         if converged and (decrement <= tolerance or 1e-8 > decrement > 0.9 * previous):
             if attained or _exists(residual, curvature, Z @ step, margins):
                 break
@@ -289,6 +302,7 @@ def fit_preferences(
             attained = True
 
         slope, t = float(g @ step), 1.0
+        noise = 8 * EPSILON * (float(weight.sum()) + abs(value))  # differences of f below this are rounding
         along = Z @ step
         while True:
             moved, moved_margins = z + t * step, margins + t * along
@@ -308,8 +322,7 @@ def fit_preferences(
 
 
 def _certificate(gradient: Array, theta: Array, ball: float) -> tuple[float, float]:
-    """The multiplier nu >= 0 that fits grad f = nu theta best (0 inside the ball), and the residual of that
-    equation."""
+    """The multiplier nu >= 0 that fits grad f = nu theta best (0 inside the ball), and what is left."""
     square = float(theta @ theta)
     multiplier = 0.0
     if square > 0 and np.sqrt(square) >= ball * (1 - 1e-10):
