@@ -128,6 +128,8 @@ class FiniteMDP:
         table = getattr(base, "P", None)
         if not isinstance(table, dict):
             raise TypeError(f"{base} carries no transition table `P[s][a]`; build the model with FiniteMDP.dense")
+        if getattr(base, "fickle_passenger", False):
+            raise ValueError("a fickle passenger changes the destination outside the table; use the plain Taxi")
         n_states, n_actions = len(table), len(table[0])
         rows, columns, mass = [], [], []
         reward = np.zeros((n_states + 1, n_actions))
