@@ -250,10 +250,10 @@ FEATURES = {
     "ends here": "1 when the response is ended by EOS",
 }
 FEATURE_NOTE = (
-    "The strength of a word is |valence| / 4 in the VADER lexicon; a word is negated when an odd number of the "
-    "three words before it are negations. phi(prefix, token) is the change of the features of the text when the "
-    "token is appended, so that phi(x, y) are the features of the finished text minus those of the prompt; all are divided by "
-    "one number, which makes the largest ||phi(prefix, token)||_2 equal to 1."
+    "The strength of a word is |valence| / 4 in the VADER lexicon; a word is negated when an odd number of the three "
+    "words before it are negations. phi(prefix, token) is the change of the features of the text when the token is "
+    "appended, so that phi(x, y) are the features of the finished text minus those of the prompt; all are divided "
+    "by one number, which makes the largest ||phi(prefix, token)||_2 equal to 1."
 )
 
 
@@ -350,6 +350,7 @@ def project(gold: Array, features: Array, prompts: Index, probabilities: Array) 
         return 1.0 - left / total
 
     linear = features @ theta
+    ranked = np.round(linear, 9)  # equal features are ties, whatever the last bit says
     return Projection(
         theta=theta,
         intercepts=np.array([gold[g].mean() - linear[g].mean() for g in groups]),
@@ -357,8 +358,8 @@ def project(gold: Array, features: Array, prompts: Index, probabilities: Array) 
         r2_reference=r2(probabilities),
         largest=float(np.abs(residual).max()),
         mean=float(np.abs(residual).mean()),
-        agreement=float(np.mean([kendalltau(gold[g], linear[g]).statistic for g in groups])),
-        regret=float(np.mean([gold[g].max() - gold[g][linear[g].argmax()] for g in groups])),
+        agreement=float(np.mean([kendalltau(gold[g], ranked[g]).statistic for g in groups])),
+        regret=float(np.mean([gold[g].max() - gold[g][ranked[g].argmax()] for g in groups])),
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import zipfile
+import zlib
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -65,7 +67,7 @@ def load_language_world(
                 provenance=meta["provenance"],
                 name=meta["name"],
             )
-        except (KeyError, json.JSONDecodeError, zipfile.BadZipFile) as error:
+        except (KeyError, json.JSONDecodeError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{_name(path)} is damaged: {error}") from error
     return world if reward == "linear" else world.with_gold_reward()
 
@@ -115,7 +117,7 @@ def _open(path: str | os.PathLike[str] | None) -> Any:
             f"{_name(path)} is not there; `python -m preflab.envs.language_model --out FILE` builds such a file"
         )
     try:
-        archive = np.load(source.open("rb"), allow_pickle=False)
+        archive = np.load(io.BytesIO(source.read_bytes()), allow_pickle=False)
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{_name(path)} is damaged or not an .npz file: {error}") from error
     if not isinstance(archive, np.lib.npyio.NpzFile):
