@@ -52,6 +52,7 @@ from ..envs.links import LOGISTIC, Link
 from ..envs.mdp import Layered
 from .estimation.linear_algebra import cholesky_update, solve_lower, solve_upper
 from .estimation.online_preferences import OnlinePreferenceMLE
+from .estimation.posterior import disagreement
 from .planning import evaluate, value_iteration
 from .spec import AlgorithmSpec
 
@@ -138,7 +139,7 @@ class Settings:
         c_U: float = 0.6,
         **changes: Any,
     ) -> Settings:
-        """The same shapes at lab size: sigma_r = c_r sqrt(d_r), sigma_P = c_P H, alpha_U = c_U, alpha_L = c_U / 2."""
+        """The same shapes at lab size, for horizons and features of tens: sigma_r = c_r sqrt(d_r), sigma_P = c_P H, alpha_U = c_U, alpha_L = c_U / 2."""
         features = linear_features(model)
         return cls(
             **{
@@ -166,12 +167,6 @@ def radius(model: FiniteMDP) -> float:
     of the true parameter where that is larger (projected rewards of a language model)."""
     bound = math.sqrt(linear_features(model).dim)
     return bound if model.theta is None else max(bound, float(np.linalg.norm(model.theta)))
-
-
-def expected_disagreement(norm: float | Array, sigma_r: float) -> Any:
-    """Line 12 in closed form: <Delta, theta_0 - theta_1> ~ N(0, 2 sigma_r^2 norm^2), norm = ||Delta||_{Sigma_r^{-1}},
-    so the expectation of its absolute value is (2 / sqrt(pi)) sigma_r norm."""
-    return 2.0 / math.sqrt(math.pi) * sigma_r * norm
 
 
 @njit(cache=True)
@@ -281,6 +276,7 @@ RECORD = np.dtype(
         ("queried", np.bool_),
         ("label", np.int8),  # o_t: 1 first preferred, 0 second, -1 not asked
         ("regret", np.float64),  # 2 V* - V^{pi_t^0} - V^{pi_t^1}, exact
+        ("length", np.float64),  # ||Delta_t||_2
         ("disagreement", np.float64),  # the left side of line 12
         ("log_det", np.float64),  # log det(Sigma_r) / det(lambda I), after the episode
         (
@@ -370,9 +366,9 @@ class PRLSVI:
         start = int(np.searchsorted(self._initial_cdf, uniform[0], side="right"))
         pair, delta = self._play(self.policies[new], self.policies[old], start, uniform[2:].reshape(2, H))
         whitened = solve_lower(self.L_r, delta)
-        disagreement = expected_disagreement(math.sqrt(whitened @ whitened), s.sigma_r)
+        gap = float(disagreement(math.sqrt(whitened @ whitened), s.sigma_r))
         label, error = -1, self._error
-        if queried := self._query(disagreement, uniform[1]):
+        if queried := self._query(gap, uniform[1]):
             label = int(self.annotator.compare(pair[:1], pair[1:])[0])
         # Nothing of the run has changed so far: a spent budget or an interruption above loses nothing.
         self._learn_reward(delta, label)
@@ -386,7 +382,8 @@ class PRLSVI:
             queried,
             label,
             regret,
-            disagreement,
+            math.sqrt(delta @ delta),
+            gap,
             self._log_det,
             error,
             optimism,
@@ -439,11 +436,11 @@ class PRLSVI:
         phi = self.features.of(pair)
         return pair, phi[0] - phi[1]
 
-    def _query(self, disagreement: float, coin: float) -> bool:
+    def _query(self, gap: float, coin: float) -> bool:
         """Line 12; the coin is for the passive baseline alone."""
         if self.settings.query_rate is not None:
             return coin < self.settings.query_rate
-        return disagreement > self.settings.eps
+        return gap > self.settings.eps
 
     def _learn_reward(self, delta: Array, label: int) -> None:
         """Lines 13 and 3: Sigma_r and the MLE change on queried episodes only."""

@@ -138,21 +138,21 @@ def test_disagreement_is_the_monte_carlo_mean(gram, seed):
     posterior = GaussianPosterior.from_gram(rng.normal(size=D), gram, sigma)
     first, second = posterior.draw(rng, 100_000), posterior.draw(rng, 100_000)
     sampled = np.abs((first - second) @ difference).mean()
-    assert disagreement(difference, sigma, gram) == pytest.approx(sampled, rel=1e-2)
+    assert disagreement(gram.norm(difference), sigma) == pytest.approx(sampled, rel=1e-2)
 
 
 def test_disagreement_of_equal_trajectories_and_of_rows(gram):
-    assert disagreement(np.zeros(D), 1.0, gram) == 0.0
+    assert disagreement(gram.norm(np.zeros(D)), 1.0) == 0.0
     X = np.random.default_rng(0).normal(size=(3, D))
     np.testing.assert_allclose(
-        disagreement(X, 0.7, gram), [disagreement(x, 0.7, gram) for x in X], rtol=1e-12
+        disagreement(gram.norm(X), 0.7), [disagreement(gram.norm(x), 0.7) for x in X], rtol=1e-12
     )
     np.testing.assert_allclose(
-        disagreement(-X, 1.4, gram), 2 * np.asarray(disagreement(X, 0.7, gram)), rtol=1e-12
+        disagreement(gram.norm(-X), 1.4), 2 * np.asarray(disagreement(gram.norm(X), 0.7)), rtol=1e-12
     )
-    before = disagreement(X[0], 1.0, gram)
+    before = disagreement(gram.norm(X[0]), 1.0)
     gram.update(X[0])
-    assert disagreement(X[0], 1.0, gram) < before
+    assert disagreement(gram.norm(X[0]), 1.0) < before
 
 
 @pytest.mark.parametrize(

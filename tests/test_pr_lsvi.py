@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from preflab.algorithms.estimation import fit_preferences
 from preflab.algorithms.planning import evaluate, value_iteration
-from preflab.algorithms.pr_lsvi import PRLSVI, RECORD, Settings, expected_disagreement, interpolate
+from preflab.algorithms.pr_lsvi import PRLSVI, RECORD, Settings, interpolate
 from preflab.envs import FiniteMDP
 from preflab.envs.annotators import BradleyTerry, BudgetExhausted
 from preflab.envs.exploration import river_swim
@@ -224,16 +224,6 @@ def test_interpolation_is_continuous_and_between(n, value, default):
     assert interpolate(np.nextafter(alpha_L, 1), value, default, alpha_L, alpha_U) == pytest.approx(
         value, abs=1e-9
     )
-
-
-def test_query_rule_is_the_expected_disagreement():
-    rng = np.random.default_rng(0)
-    A = rng.standard_normal((5, 5))
-    Sigma, delta, sigma_r = A @ A.T + np.eye(5), rng.standard_normal(5), 0.7
-    draws = rng.multivariate_normal(np.zeros(5), sigma_r**2 * np.linalg.inv(Sigma), size=(2, 200_000))
-    sampled = np.abs((draws[0] - draws[1]) @ delta)
-    exact = expected_disagreement(math.sqrt(delta @ np.linalg.solve(Sigma, delta)), sigma_r)
-    assert abs(sampled.mean() - exact) < 5 * sampled.std() / math.sqrt(len(sampled))
 
 
 def test_passive_baseline_asks_by_coin():

@@ -110,11 +110,10 @@ def confidence_radius(
     return float(kappa * noise + 2 * np.sqrt(regularisation) * radius)
 
 
-def disagreement(difference: ArrayLike, sigma: float, gram: Gram) -> Array | float:
-    """E |<D, theta_0 - theta_1>| for independent theta_0, theta_1 ~ N(., sigma^2 Sigma^{-1}), exactly.
+def disagreement(norm: ArrayLike, sigma: float) -> Array | float:
+    """E |<D, theta_0 - theta_1>| for independent theta_0, theta_1 ~ N(., sigma^2 Sigma^{-1}), norm = ||D||_{Sigma^{-1}}.
 
-    <D, theta_0 - theta_1> ~ N(0, 2 sigma^2 ||D||^2_{Sigma^{-1}}), and E|N(0, s^2)| = s sqrt(2 / pi): the value is
-    2 / sqrt(pi) sigma ||D||_{Sigma^{-1}}. A pair is worth a query when it exceeds eps, on the scale of the reward.
-    difference: (d,) gives a float, rows (n, d) give (n,).
+    <D, theta_0 - theta_1> ~ N(0, 2 sigma^2 norm^2), and E|N(0, s^2)| = s sqrt(2 / pi), so the value is exactly
+    2 / sqrt(pi) sigma norm. A pair is worth a query when it exceeds eps, on the scale of the reward.
     """
-    return 2 / np.sqrt(np.pi) * sigma * gram.norm(difference)
+    return 2 / np.sqrt(np.pi) * sigma * np.asarray(norm, dtype=np.float64)[()]

@@ -30,7 +30,7 @@ def coin(*, seed: int, bias: float = 0.5) -> dict[str, Any]:
 
 def coins(plan: Plan, **broken: float) -> list[Cell]:
     """One coin a seed."""
-    return [Cell("claims._example:coin", broken, seed) for seed in plan.seed_range(quick=200, full=400)]
+    return [Cell("claims._example:coin", broken, seed) for seed in plan.seed_range(quick=100, full=200)]
 
 
 def judge_root_n(outcomes: Sequence[Outcome]) -> Judgement:
