@@ -1,9 +1,9 @@
 """The store of finished cells: one SQLite file, one transaction a cell.
 
-A rollback journal (not WAL, which needs memory shared between processes and so fails on network folders)
-with full synchronisation: a process killed at any moment leaves the cells that it finished, and nothing
-half-written. Any number of processes may write to one store; a cell that two of them finished is kept once,
-the first.
+A rollback journal (not WAL, which needs memory shared between processes and so fails on network folders) with full
+synchronisation: a process or a machine stopped at any moment leaves the cells that it finished, and nothing
+half-written. A transaction takes some 10 ms, so a cell had better take longer. Any number of processes may write to
+one store; a cell that two of them finished is kept once, the first.
 
 What can be wrong with a file is told apart:
 - unreadable, failing SQLite's integrity check, missing a table, or holding a row whose digest is wrong:

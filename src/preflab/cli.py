@@ -186,27 +186,18 @@ def _print_lists(data: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = _console()
-    if "claims" in data:
-        table = Table(
-            "claim", "kind", "title", "controls", title="Claims: preflab verify CLAIM", title_justify="left"
-        )
-        for claim in data["claims"]:
-            cells = (claim["claim"], claim["kind"], claim["title"], ", ".join(claim["controls"]))
-            table.add_row(*map(escape, cells))
-        console.print(table)
-    if "envs" in data:
-        table = Table(
-            "env", title="Worlds: gymnasium.make(ENV), preflab run ALGORITHM ENV", title_justify="left"
-        )
-        for name in data["envs"]:
-            table.add_row(name)
-        console.print(table)
-    if "algorithms" in data:
-        table = Table(
-            "algorithm", "title", "paper", title="Algorithms: preflab run ALGORITHM ENV", title_justify="left"
-        )
-        for spec in data["algorithms"]:
-            table.add_row(*(escape(spec[field]) for field in ("name", "title", "paper")))
+    headings = {
+        "claims": ("Claims, for: preflab verify CLAIM", ("claim", "kind", "title", "controls")),
+        "envs": ("Worlds, for: gymnasium.make(ENV) and preflab run ALGORITHM ENV", ("env",)),
+        "algorithms": ("Algorithms, for: preflab run ALGORITHM ENV", ("name", "title", "paper", "presets")),
+    }
+    for topic, rows in data.items():
+        heading, columns = headings[topic]
+        table = Table(*columns)
+        for row in rows:
+            values = [row] if isinstance(row, str) else [row[column] for column in columns]
+            table.add_row(*(escape(v if isinstance(v, str) else ", ".join(v)) for v in values))
+        console.print(heading, style="bold")
         console.print(table)
 
 
@@ -247,8 +238,9 @@ def verify(
 ) -> None:
     """Check claims and their controls, and write a report.
 
-    Exit code: 0 when all claims are verified and every control is caught, 1 when not, 2 on wrong usage. Finished cells
-    are kept in the folder of --out: a run that was stopped goes on where it stood, and several processes may share it.
+    Exit code: 0 when all claims are verified and every control is caught, 1 when not, 2 on wrong usage.
+
+    Finished cells stay in the --out folder: a stopped run goes on where it stood, several processes may share it.
     """
     _single_threaded()
     from .theory import registry, runner
