@@ -15,10 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from .registration import register_all
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # pragma: no cover
     from .annotators import Annotator as Annotator
-    from .annotators import BudgetExhausted as BudgetExhausted
+    from .annotators import BradleyTerry as BradleyTerry
+    from .annotators import KernelAnnotator as KernelAnnotator
+    from .annotators import RegretPreference as RegretPreference
+    from .annotators import Thurstone as Thurstone
     from .batched import BatchedSimulator as BatchedSimulator
+    from .budget import BudgetExhausted as BudgetExhausted
     from .exploration import combination_lock as combination_lock
     from .exploration import deep_sea as deep_sea
     from .exploration import river_swim as river_swim
@@ -39,6 +43,12 @@ if TYPE_CHECKING:
     from .links import PROBIT as PROBIT
     from .links import Link as Link
     from .mdp import FiniteMDP as FiniteMDP
+    from .populations import LabelNoise as LabelNoise
+    from .populations import Mixture as Mixture
+    from .ranking import PlackettLuce as PlackettLuce
+    from .recorded import RecordedAnnotator as RecordedAnnotator
+    from .replay import Replay as Replay
+    from .sound_quality import sound_quality_annotator as sound_quality_annotator
     from .sound_quality import sound_quality_world as sound_quality_world
     from .token_mdp import TokenMDP as TokenMDP
     from .token_mdp import random_token_mdp as random_token_mdp
@@ -46,12 +56,28 @@ if TYPE_CHECKING:
     from .wrappers import HideReward as HideReward
 
 _EXPORTS = {
-    "annotators": ("Annotator", "BudgetExhausted"),
+    "annotators": (
+        "Annotator",
+        "BradleyTerry",
+        "KernelAnnotator",
+        "RegretPreference",
+        "Thurstone",
+    ),
     "batched": ("BatchedSimulator",),
-    "exploration": ("combination_lock", "deep_sea", "river_swim"),
+    "budget": ("BudgetExhausted",),
+    "exploration": (
+        "combination_lock",
+        "deep_sea",
+        "river_swim",
+    ),
     "features": ("FeatureMap",),
     "gym_env": ("FiniteMDPEnv",),
-    "kernels": ("CSRKernel", "DenseKernel", "Kernel", "TreeKernel"),
+    "kernels": (
+        "CSRKernel",
+        "DenseKernel",
+        "Kernel",
+        "TreeKernel",
+    ),
     "language_world": ("load_language_world",),
     "linear_mdp": (
         "AssumptionWarning",
@@ -60,10 +86,28 @@ _EXPORTS = {
         "random_linear_mdp",
         "tabular_linear_mdp",
     ),
-    "links": ("LINKS", "LOGISTIC", "PROBIT", "Link"),
+    "links": (
+        "LINKS",
+        "LOGISTIC",
+        "PROBIT",
+        "Link",
+    ),
     "mdp": ("FiniteMDP",),
-    "sound_quality": ("sound_quality_world",),
-    "token_mdp": ("TokenMDP", "random_token_mdp"),
+    "populations": (
+        "LabelNoise",
+        "Mixture",
+    ),
+    "ranking": ("PlackettLuce",),
+    "recorded": ("RecordedAnnotator",),
+    "replay": ("Replay",),
+    "sound_quality": (
+        "sound_quality_annotator",
+        "sound_quality_world",
+    ),
+    "token_mdp": (
+        "TokenMDP",
+        "random_token_mdp",
+    ),
     "trajectories": ("Trajectories",),
     "wrappers": ("HideReward",),
 }

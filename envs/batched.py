@@ -51,15 +51,14 @@ class LaneStreams:
         # An increment of nearly equal bits makes a weak sequence: spread it, as SplittableRandom does.
         flips = np.bitwise_count(self.increment ^ (self.increment >> np.uint64(1)))
         self.increment = np.where(flips < 24, self.increment ^ np.uint64(0xAAAAAAAAAAAAAAAA), self.increment)
-        self._u = np.empty(n)
 
     def uniform(self) -> Array:
-        """The next draw of every lane in [0, 1), 53 bits: (n,). The array is reused by the next call."""
+        """The next draw of every lane in [0, 1), 53 bits: (n,)."""
         np.add(self.state, self.increment, out=self.state)
         np.copyto(self._a, self.state)
         bits = _mix(self._a, self._b)
         np.right_shift(bits, np.uint64(11), out=bits)
-        return np.multiply(bits.view(np.int64), 2.0**-53, out=self._u)
+        return bits.view(np.int64) * 2.0**-53
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +202,7 @@ class BatchedSimulator:
     def restore(self, saved: Any) -> None:
         """Go on from a `checkpoint` (a mapping; an opened .npz will do) of as many lanes of the same model."""
         wanted = {"states": np.int64, "streams": np.uint64, "increments": np.uint64}
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for key, dtype in wanted.items():
             arrays[key] = np.array(saved[key], dtype=dtype)
             if arrays[key].shape != (self.lanes,):

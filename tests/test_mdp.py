@@ -59,7 +59,7 @@ def small_tree(seed=0):
     return FiniteMDP.tree(2, 2, 3, [rng.random((n, 3)) for n in sizes], name="tree")
 
 
-# ---- one model, three representations ------------------------------------------------------------------------------
+# ---- one model, three representations ------------------------------------------------------------
 
 
 @given(seeds, st.booleans())
@@ -137,7 +137,7 @@ def test_sparse_constructor():
     assert optimal_value(model) == pytest.approx(optimal_value(dense), abs=1e-12)
 
 
-# ---- bad input -----------------------------------------------------------------------------------------------------
+# ---- bad input -----------------------------------------------------------------------------------
 
 
 def good(**changes):
@@ -193,7 +193,7 @@ def test_check_distribution_names_the_row():
         check_distribution(np.array([[[0.5, 0.5]], [[1.1, -0.1]]]), "pi")
 
 
-# ---- features and trajectories -------------------------------------------------------------------------------------
+# ---- features and trajectories -------------------------------------------------------------------
 
 
 @given(seeds, st.sampled_from(["sum", "concat"]), st.booleans())
@@ -248,7 +248,7 @@ def test_trajectories():
         Trajectories([[0, 1], [2, 3]], [[1, 0]])
 
 
-# ---- Gymnasium's toy-text tables ------------------------------------------------------------------------------------
+# ---- Gymnasium's toy-text tables -----------------------------------------------------------------
 
 TOYS = [
     ("FrozenLake-v1", {"is_slippery": False}),
