@@ -58,7 +58,7 @@ class LaneStreams:
         np.copyto(self._a, self.state)
         bits = _mix(self._a, self._b)
         np.right_shift(bits, np.uint64(11), out=bits)
-        return bits.view(np.int64) * 2.0**-53
+        return np.multiply(bits.view(np.int64), 2.0**-53, dtype=np.float64)
 
 
 @dataclass(frozen=True, eq=False)

@@ -134,7 +134,8 @@ def random_linear_mdp(
 
 def hypercube_actions(k: int) -> Array:
     """The 2^k actions {-1, 1}^k, row = action index: (2^k, k); the last one is (1, ..., 1)."""
-    return 2.0 * ((np.arange(2**k)[:, None] >> np.arange(k)) & 1) - 1.0
+    bits = (np.arange(2**k)[:, None] >> np.arange(k)) & 1
+    return np.where(bits == 1, 1.0, -1.0)
 
 
 def hypercube_mdp(k: int = 4, delta: float = 0.3, xi_norm: float = 0.2, fail: float = 0.001) -> LinearMDP:

@@ -1,8 +1,8 @@
 """The worlds under their Gymnasium names: `gymnasium.make("preflab/RiverSwim-v0", n=6, horizon=20)`.
 
-Importing `preflab.envs` registers them; so does `gymnasium.make("preflab.envs:preflab/RiverSwim-v0")`, and, in the
-versions of Gymnasium that load plug-ins, the mere import of Gymnasium. Keywords of `make` go to the world's factory,
-except `render_mode` and `observe_step`, which are the environment's.
+Importing `preflab.envs` registers them, and so does `gymnasium.make("preflab.envs:preflab/RiverSwim-v0")`: Gymnasium
+1.x loads no plug-ins of its own accord. Keywords of `make` go to the world's factory, except `render_mode` and
+`observe_step`, which are the environment's.
 """
 
 from __future__ import annotations

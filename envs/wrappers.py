@@ -89,11 +89,15 @@ class HideReward(gymnasium.Env):
             lambda: env.render(),
             lambda: env.close(),
         )  # a bound method would show __self__
-        self._generator = lambda: env.unwrapped._np_random
+        self._generator, self._seed = lambda: env.unwrapped.np_random, lambda: env.unwrapped.np_random_seed
 
     @property
-    def _np_random(self) -> np.random.Generator | None:  # type: ignore[override]
+    def _np_random(self) -> np.random.Generator:  # type: ignore[override]
         return self._generator()
+
+    @property
+    def np_random_seed(self) -> int | None:
+        return self._seed()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

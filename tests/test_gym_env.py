@@ -350,9 +350,10 @@ def test_worlds_without_a_model_or_a_spec():
     assert lake.reset(seed=0)[1] == {"prob": 1}
     bare = HideReward(FiniteMDPEnv(deep_sea(2), render_mode="ansi"))
     assert bare.spec is None
+    assert isinstance(bare.np_random, np.random.Generator)  # also before the first reset
     bare.reset(seed=1)
+    assert bare.np_random_seed == 1
     assert bare.render() == "step 0/2: state 0"
-    assert bare.np_random is not None
     bare.close()
 
 
