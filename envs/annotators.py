@@ -77,7 +77,7 @@ class Annotator(Asked, ABC):
     def _draw(self, pairs: Index) -> tuple[NDArray[np.int8], Index | int]:
         """Outcomes and users. The law is evaluated before the stream is touched, so an error loses nothing."""
         p = self._probability(pairs)
-        return (self.rng.random(len(pairs)) < p).astype(np.int8), NO_USER
+        return (self.rng.random(len(pairs)) < p).view(np.int8), NO_USER
 
     def probability(self, first: Trajectories, second: Trajectories) -> Array:
         """P(first[i] preferred over second[i]): (n,). Free: neither counted nor drawn."""
@@ -103,7 +103,7 @@ class Annotator(Asked, ABC):
                 f"the trajectories have {pairs.shape[3]} steps but the model's horizon is {self._limits.shape[2]}"
             )
         bad = pairs.view(np.uint64) >= self._limits  # a negative index is a huge unsigned one
-        if bad.any():
+        if np.count_nonzero(bad):
             i, side, what, h = (int(k) for k in np.argwhere(bad)[0])
             raise ValueError(
                 f"{('first', 'second')[side]}.{('states', 'actions')[what]}[{i}, {h}] is {pairs[i, side, what, h]}; "
@@ -151,7 +151,7 @@ class LinkAnnotator(Annotator):
 
     def _probability(self, pairs: Index) -> Array:
         cells = pairs[:, :, 0] * self._actions + pairs[:, :, 1] + self._offsets
-        total = self._flat[cells].sum(axis=2)
+        total = np.add.reduce(self._flat.take(cells), axis=2)
         return self.link.value(total[:, 0] - total[:, 1])  # type: ignore[union-attr]
 
     @cached_property
@@ -249,15 +249,15 @@ class KernelAnnotator(Annotator):
                     f"{back[i]:.10g}; probabilities must sum to 1 (antisymmetric scores to 0)"
                 )
             return forth
-        i, j = self._identify(first), self._identify(second)
+        row, column = self._identify(first), self._identify(second)
         n = len(self.matrix)
-        outside = (i < 0) | (i >= n) | (j < 0) | (j >= n)
+        outside = (row < 0) | (row >= n) | (column < 0) | (column >= n)
         if outside.any():
             k = int(np.flatnonzero(outside)[0])
             raise ValueError(
-                f"pair {k} has the numbers ({i[k]}, {j[k]}) but the preference matrix has {n} rows"
+                f"pair {k} has the numbers ({row[k]}, {column[k]}) but the preference matrix has {n} rows"
             )
-        return self.matrix[i, j]
+        return self.matrix[row, column]
 
     def _ask(self, first: Trajectories, second: Trajectories) -> Array:
         given = np.asarray(self._function(first, second), dtype=np.float64)  # type: ignore[misc]

@@ -65,4 +65,4 @@ def reward_layers(model: FiniteMDP, reward: Layered | Array | None) -> list[Arra
                 f"theta has {len(reward)} entries; the model's features have {model.features.dim}"
             )
         return model.features.rewards(reward)
-    return list(model.replace(reward=reward, theta=None).reward)
+    return list(model.plain(reward=reward, theta=None).reward)

@@ -14,6 +14,7 @@ import base64
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -163,7 +164,7 @@ class ComparisonLog:
                 if version > FORMAT:
                     raise ValueError(f"it has format {version}; this version of preflab reads up to {FORMAT}")
                 pairs, outcomes, users = data["pairs"], data["outcomes"], data["users"]
-        except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{where} is not a readable comparison log: {error}") from error
         n = len(outcomes)
         if pairs.ndim != 4 or pairs.shape[:3] != (n, 2, 2) or users.shape != (n,) or outcomes.ndim != 1:

@@ -79,7 +79,7 @@ class Mixture(Annotator):
         check_distribution(self.weights, "weights")
         self._cdf = np.cumsum(self.weights) / self.weights.sum()
 
-    def _user(self, user: int | str) -> int:
+    def _user(self, user: int) -> int:
         if not 0 <= int(user) < len(self.users):
             raise ValueError(f"user {user} is not one of 0..{len(self.users) - 1}")
         return int(user)
