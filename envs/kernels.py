@@ -13,14 +13,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
-Index = NDArray[np.int64]
+# float64 and int64; numpy's own annotations are too coarse for a checker to follow the dtype.
+Array = NDArray[Any]
+Index = NDArray[Any]
 
 ROW_SUM_TOLERANCE = 1e-9
 

@@ -13,6 +13,7 @@ import tomllib
 from itertools import chain
 from pathlib import Path
 
+import gymnasium
 import pytest
 
 import preflab
@@ -192,11 +193,18 @@ def test_the_installed_version_is_the_imported_one():
     assert distribution().version == preflab.__version__
 
 
-def test_gymnasium_finds_the_worlds_by_itself():
-    distribution()
-    done = python("import gymnasium; print(*(x for x in gymnasium.registry if x.startswith('preflab/')))")
+def test_the_entry_point_registers_the_worlds():
+    (entry,) = distribution().entry_points.select(group="gymnasium.envs")
+    entry.load()()
+    assert "preflab/TokenMDP-v0" in gymnasium.registry
+
+
+def test_gymnasium_makes_a_world_by_the_name_of_its_module():
+    done = python(
+        "import gymnasium; print(gymnasium.make('preflab.envs:preflab/TokenMDP-v0').reset(seed=0)[0])"
+    )
     assert done.returncode == 0, done.stderr
-    assert "preflab/TokenMDP-v0" in done.stdout.split()
+    assert done.stdout
     assert done.stderr == ""
 
 

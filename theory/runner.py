@@ -23,10 +23,11 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
 from .cells import Cell, canonical, decode
-from .claim import Claim, Judgement, Outcome, Plan, Verdict
+from .claim import Claim, Control, Judgement, Outcome, Plan, Verdict
 from .store import Store
 
 _LIBRARIES = ("OMP", "OPENBLAS", "MKL", "VECLIB", "NUMBA")
@@ -186,11 +187,16 @@ def _order(cell: Cell) -> bytes:
     return canonical([cell.function, cell.parameters, cell.seed, cell.key]).encode()
 
 
+def _die_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
 def serve(pipe: Connection) -> None:
     """A worker's life: cells in, results out, until the parent closes the pipe or dies."""
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     while True:
         try:
             function, parameters, seed, key = decode(json.loads(pipe.recv_bytes()))
@@ -301,11 +307,8 @@ class ClaimResult:
 
 def expand(claims: Iterable[Claim], plan: Plan) -> list[Cell]:
     """All cells that the claims and their controls need, each once."""
-    return list(
-        dict.fromkeys(
-            cell for claim in claims for part in (claim, *claim.controls) for cell in part.cells(plan)
-        )
-    )
+    parts: Iterator[Claim | Control] = (part for claim in claims for part in (claim, *claim.controls))
+    return list(dict.fromkeys(cell for part in parts for cell in part.cells(plan)))
 
 
 def run_claims(

@@ -253,7 +253,7 @@ def _draw(asked: Asked, data: Mapping[str, np.ndarray], path: Path) -> None:
     from . import figures
 
     episodes = np.arange(1, len(data["regret"]) + 1)
-    shown = np.unique(np.geomspace(1, len(episodes), 400).astype(int)) - 1 if len(episodes) else []
+    shown = np.unique(np.geomspace(1, max(len(episodes), 1), 400).astype(int))[: len(episodes)] - 1
     with matplotlib.rc_context(figures.STYLE):
         figure, axes = figures.canvas()
         axes.plot(episodes[shown], np.cumsum(data["regret"])[shown], color=figures.COLOURS[0], label="regret")
