@@ -9,17 +9,17 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec, WrapperSpec
 
-from .kernels import Kernel
 from .mdp import FiniteMDP
 
 HIDDEN = ("reward", "theta", "returns")
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class RewardFreeMDP(FiniteMDP):
     """The kernel, the initial law, the actions and the features of a model; its reward and theta are not there.
 
-    Reading them raises AttributeError. Solvers still work on it, with `reward=` an estimate.
+    Reading them raises AttributeError. Solvers work on it with `reward=` an estimate, and `plain(reward=estimate)` is
+    the learner's own model.
     """
 
     def __post_init__(self) -> None:
@@ -34,20 +34,27 @@ class RewardFreeMDP(FiniteMDP):
             )
         return super().__getattribute__(name)
 
+    def __repr__(self) -> str:
+        return f"RewardFreeMDP({self.name}, sizes={self.sizes}, n_actions={self.n_actions})"
+
     @classmethod
-    def of(cls, model: FiniteMDP) -> RewardFreeMDP:
+    def of(cls, model: FiniteMDP, **changes: Any) -> RewardFreeMDP:
         """The model without its reward."""
-        kept = {k: getattr(model, k) for k in ("kernel", "initial", "action_mask", "features", "name")}
-        nothing = [np.broadcast_to(0.0, (n, model.n_actions)) for n in model.sizes[:-1]]
+        kept = {
+            k: getattr(model, k) for k in ("kernel", "initial", "action_mask", "features", "name")
+        } | changes
+        nothing = [np.broadcast_to(0.0, (n, model.n_actions)) for n in kept["kernel"].sizes[:-1]]
         return cls(**kept, reward=nothing)
 
     def replace(self, **changes: Any) -> Self:
-        raise TypeError("a model without its reward is not to be edited; build a FiniteMDP from its kernel")
+        raise TypeError("a model without its reward is not to be edited; see plain(reward=estimate)")
 
-    def _with_kernel(self, kernel: Kernel) -> FiniteMDP:
-        nothing = [np.broadcast_to(0.0, (n, self.n_actions)) for n in kernel.sizes[:-1]]
-        kept = {k: getattr(self, k) for k in ("initial", "action_mask", "features", "name")}
-        return RewardFreeMDP(**kept, kernel=kernel, reward=nothing)
+    def plain(self, **changes: Any) -> FiniteMDP:
+        """A FiniteMDP where `changes` give a reward, else a model without one, as this is."""
+        if "reward" not in changes:
+            return self.of(self, **changes)
+        kept = {k: getattr(self, k) for k in ("kernel", "initial", "action_mask", "features", "name")}
+        return FiniteMDP(**(kept | changes))
 
 
 class HideReward(gymnasium.Env):
@@ -96,7 +103,7 @@ class HideReward(gymnasium.Env):
         return self._generator()
 
     @property
-    def np_random_seed(self) -> int | None:
+    def np_random_seed(self) -> int:
         return self._seed()
 
     def reset(

@@ -323,6 +323,10 @@ def test_the_visible_model(hidden):
     sparse = view.to_sparse()
     assert isinstance(sparse, RewardFreeMDP)
     np.testing.assert_allclose(sparse.kernel.dense(0), model.kernel.dense(0))
+    assert "sizes=(20, 20" in repr(view)
+    guess = view.plain(reward=np.ones((6, 20, 4)))
+    assert type(guess) is FiniteMDP
+    assert (guess.reward[0][0, 0], guess.kernel) == (1.0, model.kernel)
     policy = [np.zeros(n, int) for n in model.sizes[:-1]]
     a, b = (m.rollout(policy, 5, np.random.default_rng(0)) for m in (view, model))
     np.testing.assert_array_equal(a.states, b.states)

@@ -118,7 +118,7 @@ def test_dense_and_sparse_draw_the_same_states(sizes, seed):
 
 @pytest.mark.parametrize("u", [0.0, 1 - 2**-53])
 def test_sample_at_the_ends_of_the_unit_interval_stays_on_the_support(u):
-    p = np.array([0.0, 0.1, 0.2, 0.7, 0.0])[None, None]  # 0.1 + 0.2 + 0.7 rounds to just below 1
+    p = np.array([0.0, 0.7, 0.2, 0.1, 0.0])[None, None]  # 0.7 + 0.2 + 0.1 rounds to just below 1
     want = 1 if u == 0 else 3
     for kernel in (DenseKernel([p]), CSRKernel(to_csr([p]), 1)):
         assert kernel.sample(0, np.array([0]), np.array([0]), np.array([u])) == want
