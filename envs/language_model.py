@@ -115,7 +115,7 @@ def load_smollm2(dtype: str = "float64") -> LanguageModel:
     return LanguageModel(
         model=model.to(getattr(torch, dtype)).eval(),
         tokenizer=tokenizer,
-        end_ids=tuple(tokenizer.convert_tokens_to_ids(list(ends))),
+        end_ids=tuple(tokenizer.get_vocab()[end] for end in ends),
         provenance={
             "name": "SmolLM2-135M-Instruct",
             "licence": "Apache-2.0",
@@ -338,7 +338,7 @@ def project(gold: Array, features: Array, prompts: Index, probabilities: Array) 
     for g in groups:
         x_centred[g] -= features[g].mean(0)
         y_centred[g] -= gold[g].mean()
-    theta = np.linalg.lstsq(x_centred, y_centred, rcond=None)[0]
+    theta: Array = np.asarray(np.linalg.lstsq(x_centred, y_centred, rcond=None)[0], dtype=np.float64)
     residual = y_centred - x_centred @ theta
 
     def r2(weights: Array) -> float:
@@ -424,7 +424,7 @@ def build(
             "token_ids": [int(i) for i in used],
             "tokens": f"at each prefix the {k} most likely that are text by themselves; EOS is any end token",
             "kept_probability": {
-                "reference": float(_mean_kept(tree, found)),
+                "reference": _mean_kept(tree, found),
                 "smallest": float(min(x.min() for x in found.kept)),
             },
             "smallest_margin": float(min(x.min() for x in found.margin)),
@@ -467,10 +467,11 @@ def feature_layers(tree: TokenMDP, features: Callable[[str], Array]) -> list[Arr
 
 def _mean_kept(tree: TokenMDP, found: Enumeration) -> float:
     """The probability kept at a prefix, averaged over the prefixes that the reference policy writes."""
-    mu, mass, total = tree.initial, 0.0, 0.0
+    mu: Array = tree.initial
+    mass = total = 0.0
     assert tree.reference is not None
     for h in range(tree.horizon):
-        mass, total = mass + mu[1:] @ found.kept[h], total + mu[1:].sum()
+        mass, total = mass + float(mu[1:] @ found.kept[h]), total + float(mu[1:].sum())
         mu = tree.kernel.push(h, mu[:, None] * tree.reference[h])
     return mass / total
 

@@ -6,9 +6,9 @@ which stores nothing, so that the memory is that of the rewards and of the refer
 
 Symbols: x = prompt (the first state), y = response, pi_ref = the reference policy, phi(prefix, token) in R^d.
 
-A *leaf* is one (prompt, response). Leaves are numbered layer by layer: those that end by EOS after 0, 1, ..., H-2
-tokens, in the order of their prefixes; then, for each prefix of H-1 tokens, its k+1 last actions. Every quantity of
-whole responses (reward, probability, features) is an array over leaves.
+A *leaf* is one (prompt, response). The leaves of a prompt are numbered by length, 0 to H, and within a length in the
+order of their words; those of the next prompt follow. Every quantity of whole responses (reward, probability,
+features) is an array over leaves, (roots * L, ...), where L = 1 + k + ... + k^H.
 """
 
 from __future__ import annotations
@@ -221,13 +221,16 @@ class TokenMDP(FiniteMDP):
     def leaf(self, h: Any, state: Any, action: Any) -> Index:
         """The leaf in which (h, state, action), elementwise, ends a response."""
         h, state, action = (np.asarray(x, dtype=np.int64) for x in (h, state, action))
+        k, powers = self.branching, _powers(self._tree)
         last = h == self.horizon - 1
         if np.any(state < 1):
             raise ValueError("state 0 is 'ended': no response ends there")
-        if np.any(~last & (action != self.branching)):
-            raise ValueError(f"before the last step only EOS (action {self.branching}) ends a response")
-        inner = np.where(last, (state - 1) * self.n_actions + action, state - 1)
-        return np.asarray(_offsets(self._tree)[h] + inner)
+        if np.any(~last & (action != k)):
+            raise ValueError(f"before the last step only EOS (action {k}) ends a response")
+        prompt, word = np.divmod(state - 1, powers[h])
+        full = action < k  # H tokens, the last of them at the last step
+        length, word = h + full, np.where(full, word * k + action, word)
+        return np.asarray(prompt * powers.sum() + _starts(self._tree)[length] + word)
 
     def locate(self, leaf: Any) -> tuple[Index, Index, Index]:
         """The (h, state, action) that ends each leaf; inverse of `leaf`."""
@@ -267,16 +270,16 @@ class TokenMDP(FiniteMDP):
     def along(self, layers: Layered) -> Array:
         """Sum a layered quantity (S_h, k+1, ...) along each response: (n_leaves, ...)."""
         trailing = np.shape(layers[0])[2:]
-        result = np.empty((self.n_leaves, *trailing))
-        offsets = _offsets(self._tree)
-        prefix: Array = np.zeros((self.roots, 1, *trailing))
-        for h in range(self.horizon - 1):
-            x = layers[h][1:]
-            result[offsets[h] : offsets[h + 1]] = prefix[:, 0] + x[:, -1]
-            prefix = (prefix + x[:, :-1]).reshape(-1, 1, *trailing)
-        last = result[offsets[-1] :].reshape(-1, self.n_actions, *trailing)
-        np.add(prefix, layers[-1][1:], out=last)
-        return result
+        starts = _starts(self._tree)
+        result = np.empty((self.roots, self.n_leaves // self.roots, *trailing))
+        prefix: Array = np.zeros((self.roots, 1, 1, *trailing))
+        for h in range(self.horizon):
+            x = layers[h][1:].reshape(self.roots, -1, self.n_actions, *trailing)
+            result[:, starts[h] : starts[h + 1]] = prefix[:, :, 0] + x[:, :, -1]
+            written = prefix + x[:, :, :-1]
+            prefix = written.reshape(self.roots, -1, 1, *trailing)
+        result[:, starts[-1] :] = prefix[:, :, 0]
+        return result.reshape(self.n_leaves, *trailing)
 
     @property
     def leaf_rewards(self) -> Array:
@@ -293,8 +296,7 @@ class TokenMDP(FiniteMDP):
     @property
     def leaf_prompts(self) -> Index:
         """The prompt of each leaf: (n_leaves,)."""
-        h, s, _ = _locate(self._tree, np.arange(self.n_leaves))
-        return (s - 1) // self.branching**h
+        return np.repeat(np.arange(self.roots), self.n_leaves // self.roots)
 
     def leaf_log_probabilities(self, policy: Layered | None = None) -> Array:
         """log pi(y | x): (n_leaves,), of `policy` (probabilities (S_h, k+1)), by default of the reference."""
@@ -410,36 +412,46 @@ def random_token_mdp(
 # ---- the numbering of leaves, on a bare tree ---------------------------------------------------------------------
 
 
-def _offsets(tree: TreeKernel) -> Index:
-    """offsets[h] = id of the first leaf that ends at step h."""
-    counts = [tree.roots * tree.branching**h for h in range(tree.horizon - 1)]
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+def _powers(tree: TreeKernel) -> Index:
+    """The number of responses of length 0, ..., H of a prompt."""
+    return tree.branching ** np.arange(tree.horizon + 1, dtype=np.int64)
+
+
+def _starts(tree: TreeKernel) -> Index:
+    """starts[l] = number of the first response of length l of a prompt."""
+    powers = _powers(tree)
+    return np.cumsum(powers) - powers
 
 
 def _n_leaves(tree: TreeKernel) -> int:
-    return int(_offsets(tree)[-1]) + tree.roots * tree.branching ** (tree.horizon - 1) * tree.n_actions
+    return tree.roots * int(_powers(tree).sum())
+
+
+def _split(tree: TreeKernel, leaf: Index) -> tuple[Index, Index, Index]:
+    """The prompt of each leaf, its length, and its word: the tokens as digits of a number to the base k."""
+    prompt, inner = np.divmod(leaf, _powers(tree).sum())
+    length = np.searchsorted(_starts(tree), inner, side="right") - 1
+    return prompt, length, inner - _starts(tree)[length]
 
 
 def _locate(tree: TreeKernel, leaf: Index) -> tuple[Index, Index, Index]:
-    offsets = _offsets(tree)
-    h = np.searchsorted(offsets, leaf, side="right") - 1
-    inner = leaf - offsets[h]
-    last = h == tree.horizon - 1
-    state = 1 + np.where(last, inner // tree.n_actions, inner)
-    return h, state, np.where(last, inner % tree.n_actions, tree.branching)
+    k, powers = tree.branching, _powers(tree)
+    prompt, length, word = _split(tree, leaf)
+    full = length == tree.horizon
+    h = np.where(full, tree.horizon - 1, length)
+    state = 1 + prompt * powers[h] + np.where(full, word // k, word)
+    return h, state, np.where(full, word % k, k)
 
 
 def _tokens(tree: TreeKernel, leaf: Index) -> tuple[Index, Index]:
     """Prompts (n,) and tokens (n, H) of leaves, -1 from the end of the response on."""
-    h, state, action = _locate(tree, leaf)
+    prompt, length, word = _split(tree, leaf)
     tokens = np.full((len(leaf), tree.horizon), -1, dtype=np.int64)
-    prefix = state - 1
-    for step in range(tree.horizon - 2, -1, -1):
-        live = h > step
-        tokens[live, step] = prefix[live] % tree.branching
-        prefix = np.where(live, prefix // tree.branching, prefix)
-    tokens[:, -1] = np.where((h == tree.horizon - 1) & (action < tree.branching), action, -1)
-    return prefix, tokens
+    for step in range(tree.horizon - 1, -1, -1):
+        written = length > step
+        tokens[written, step] = word[written] % tree.branching
+        word = np.where(written, word // tree.branching, word)
+    return prompt, tokens
 
 
 def _checked_leaves(tree: TreeKernel, values: Any, what: str) -> Array:
@@ -456,19 +468,16 @@ def _checked_leaves(tree: TreeKernel, values: Any, what: str) -> Array:
 
 def _spread(tree: TreeKernel, response_reward: ResponseReward | np.ndarray, chunk: int) -> list[Array]:
     """r[h]: (S_h, k+1) with the leaf's reward at the action that ends it and 0 elsewhere."""
-    offsets, n_leaves = _offsets(tree), _n_leaves(tree)
-    values: np.ndarray | None = None
-    if not callable(response_reward):
-        values = _checked_leaves(tree, response_reward, "response reward")
+    if callable(response_reward):
+        leaves = np.empty(_n_leaves(tree))
+        for first in range(0, len(leaves), chunk):
+            ids = np.arange(first, min(first + chunk, len(leaves)), dtype=np.int64)
+            leaves[ids] = response_reward(*_tokens(tree, ids))
+    else:
+        leaves = _checked_leaves(tree, response_reward, "response reward")
+    starts, by_prompt = _starts(tree), leaves.reshape(tree.roots, -1)
     layers = [np.zeros((n, tree.n_actions)) for n in tree.sizes[:-1]]
     for h, r in enumerate(layers):
-        first = int(offsets[h])
-        last = n_leaves if h == tree.horizon - 1 else int(offsets[h + 1])
-        target = r[1:].reshape(-1) if h == tree.horizon - 1 else r[1:, -1]  # both are views
-        if values is not None:
-            target[:] = values[first:last]
-            continue
-        for start in range(first, last, chunk):
-            ids = np.arange(start, min(start + chunk, last), dtype=np.int64)
-            target[start - first : start - first + len(ids)] = response_reward(*_tokens(tree, ids))  # type: ignore[operator]
+        r[1:, -1] = by_prompt[:, starts[h] : starts[h + 1]].reshape(-1)
+    layers[-1][1:, :-1] = by_prompt[:, starts[-1] :].reshape(-1, tree.branching)
     return layers

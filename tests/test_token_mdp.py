@@ -103,13 +103,21 @@ def test_rollouts_and_texts(world, seed):
         assert world.decode(last, int(s[last])) + world.action_text(last, int(s[last]), int(a[last])) == text
 
 
+def test_planning_numbers_leaves_alike():
+    planning = pytest.importorskip("preflab.algorithms.planning")
+    world = random_token_mdp(vocabulary=3, horizon=3, prompts=2, seed=8)
+    law = planning.sequence_law(world, world.reference)
+    np.testing.assert_allclose(law.ravel(), world.leaf_probabilities(), rtol=1e-12)
+    np.testing.assert_allclose(planning.leaf_returns(world).ravel(), world.leaf_rewards, atol=1e-12)
+
+
 def test_smallest_example_of_the_papers():
     world = random_token_mdp(vocabulary=3, horizon=4)
     texts = world.text(world.trajectories(np.arange(world.n_leaves)))
     assert sum(len(t) == 4 for t in texts) == 81
     assert len(texts) == 1 + 3 + 9 + 27 * 4
     assert texts[:5] == ["", "a", "b", "c", "aa"]
-    assert texts[-1] == "ccc"
+    assert texts[-1] == "cccc"
     assert len(set(texts)) == len(texts)
     assert np.array_equal(world.action_mask[1][:2], [[False, False, False, True], [True] * 4])
 
@@ -159,7 +167,7 @@ def test_per_prefix_tokens():
         np.zeros(1 + 2 * 3), horizon=2, tokens=tokens, vocabulary=table, prompts=["So: "]
     )
     texts = world.text(world.trajectories(np.arange(world.n_leaves)))
-    assert texts == ["So: " + t for t in ("", "no!", "no?", "no", "yes...", "yes!", "yes")]
+    assert texts == ["So: " + t for t in ("", "no", "yes", "no!", "no?", "yes...", "yes!")]
     assert world.decode(1, 2) == "So: yes"
     assert world.decode(0, 0) == ENDED
     assert world.decode(2, 0) == ENDED
