@@ -7,9 +7,6 @@ Importing this package registers the worlds as `preflab/...-v0`.
 if __name__ != "preflab.envs":
     raise ImportError("import preflab.envs: a bare import would make a second copy of every class")
 
-if __name__ != "preflab.envs":
-    raise ImportError("import preflab.envs: a bare import would make a second copy of every class")
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
