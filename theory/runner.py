@@ -27,7 +27,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
 from .cells import Cell, canonical, decode
-from .claim import Claim, Control, Judgement, Outcome, Plan, Verdict
+from .claim import Claim, Judgement, Outcome, Plan, Verdict
 from .store import Store
 
 _LIBRARIES = ("OMP", "OPENBLAS", "MKL", "VECLIB", "NUMBA")
@@ -307,8 +307,10 @@ class ClaimResult:
 
 def expand(claims: Iterable[Claim], plan: Plan) -> list[Cell]:
     """All cells that the claims and their controls need, each once."""
-    parts: Iterator[Claim | Control] = (part for claim in claims for part in (claim, *claim.controls))
-    return list(dict.fromkeys(cell for part in parts for cell in part.cells(plan)))
+    makers = (
+        make for claim in claims for make in (claim.cells, *(control.cells for control in claim.controls))
+    )
+    return list(dict.fromkeys(cell for make in makers for cell in make(plan)))
 
 
 def run_claims(
