@@ -47,7 +47,7 @@ from numba import njit
 
 from ..envs import FeatureMap, FiniteMDP, Trajectories
 from ..envs.annotators import Annotator
-from ..envs.kernels import Array, DenseKernel
+from ..envs.kernels import Array, DenseKernel, Index, TreeKernel
 from ..envs.links import LOGISTIC, Link
 from ..envs.mdp import Layered
 from .estimation.linear_algebra import cholesky_update, solve_lower, solve_upper
@@ -139,7 +139,10 @@ class Settings:
         c_U: float = 0.6,
         **changes: Any,
     ) -> Settings:
-        """The same shapes at lab size, for horizons and features of tens: sigma_r = c_r sqrt(d_r), sigma_P = c_P H, alpha_U = c_U, alpha_L = c_U / 2."""
+        """The same shapes at lab size: sigma_r = c_r sqrt(d_r), sigma_P = c_P H, alpha_U = c_U, alpha_L = c_U / 2.
+
+        Below c_r of about 0.4 the reward noise is under-dispersed and some runs lock on one policy (linear regret).
+        """
         features = linear_features(model)
         return cls(
             **{
@@ -457,17 +460,12 @@ class PRLSVI:
     def _learn_transitions(self, pair: Trajectories) -> None:
         """Line 14."""
         m = 2 if self.settings.transition_data == "both" else 1
-        _observe(
-            self._phi,
-            self.model.n_actions,
-            pair.states[:m],
-            pair.actions[:m],
-            self.L_P,
-            self.cross,
-            self.squared_norms,
-        )
+        self._observe(pair.states[:m], pair.actions[:m], self.cross)
         if (self._episodes + 1) % NORM_REFRESH == 0:
             _fresh_norms(self._phi, self.L_P, self.squared_norms)
+
+    def _observe(self, states: Index, actions: Index, cross: Array) -> None:
+        _observe(self._phi, self.model.n_actions, states, actions, self.L_P, cross, self.squared_norms)
 
     # ---- bookkeeping ---------------------------------------------------------------------------------------------
 
@@ -486,6 +484,8 @@ class PRLSVI:
         if key not in self._policy_index:
             if self._dense is not None:
                 value = float(self.model.initial @ _evaluate_dense(self._dense[0], self._dense[2], policy))
+            elif isinstance(self.model.kernel, TreeKernel):
+                value = _follow(self.model, policy)
             else:
                 value = evaluate(self.model, policy).value
             self._policy_index[key] = len(self.policies)
@@ -587,6 +587,17 @@ class PRLSVI:
         run._previous, run._log_det = meta["previous"], meta["log_det"]
         run._error = run._error_norm()
         return run
+
+
+def _follow(model: FiniteMDP, policy: Layered) -> float:
+    """The exact value of a deterministic policy on a deterministic kernel: one path for each first state."""
+    start = np.flatnonzero(model.initial)
+    s, total = start, np.zeros(len(start))
+    for h in range(model.horizon):
+        a = policy[h][s].astype(np.int64)
+        total += model.reward[h][s, a]
+        s = model.kernel.sample(h, s, a, np.zeros(len(s)))
+    return float(model.initial[start] @ total)
 
 
 def _key(policy: Layered) -> bytes:

@@ -66,7 +66,8 @@ class FeatureMap:
 
     def rewards(self, theta: Array) -> list[Array]:
         """r[h]: (S_h, A) = <phi_h(s, a), theta_h>."""
-        return [phi @ t for phi, t in zip(self.phi, self.per_step(theta), strict=True)]
+        flat = zip(self.phi, self.per_step(theta), strict=True)  # one matrix-vector product a layer: BLAS
+        return [(phi.reshape(-1, self.d) @ t).reshape(phi.shape[:2]) for phi, t in flat]
 
     def of(self, trajectories: Trajectories) -> Array:
         """phi(tau): (n, dim)."""

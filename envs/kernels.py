@@ -69,7 +69,9 @@ def _check_chain(inner: Sequence[tuple[int, int, int]]) -> None:
         if n == 0:
             raise ValueError(f"P[h={h}] has no states; give at least one state per layer")
         if a != inner[0][1]:
-            raise ValueError(f"P[h={h}] has {a} actions but P[h=0] has {inner[0][1]}; mask actions, do not drop them")
+            raise ValueError(
+                f"P[h={h}] has {a} actions but P[h=0] has {inner[0][1]}; mask actions, do not drop them"
+            )
         if h and n != inner[h - 1][2]:
             raise ValueError(f"P[h={h}] starts from {n} states but P[h={h - 1}] leads to {inner[h - 1][2]}")
 
@@ -146,7 +148,9 @@ class CSRKernel:
             if id(given) not in seen:
                 m = sp.csr_array(given, dtype=np.float64, copy=True)  # the caller's matrix stays as it is
                 if m.shape[0] % self.n_actions:
-                    raise ValueError(f"P[h={h}] has {m.shape[0]} rows, not a multiple of {self.n_actions} actions")
+                    raise ValueError(
+                        f"P[h={h}] has {m.shape[0]} rows, not a multiple of {self.n_actions} actions"
+                    )
                 m.sum_duplicates()
                 lowest = np.asarray(m.min(axis=1).toarray()).ravel() if m.nnz else np.zeros(m.shape[0])
                 _check_rows(h, self.n_actions, np.asarray(m.sum(axis=1)).ravel(), lowest)

@@ -186,17 +186,18 @@ class FiniteMDP:
         """A copy with some fields changed (checked again)."""
         return dataclasses.replace(self, **changes)
 
-    def _with_kernel(self, kernel: Kernel) -> FiniteMDP:
+    def plain(self, **changes: Any) -> FiniteMDP:
+        """The same model without what a subclass knows besides, with some fields changed (checked again)."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(FiniteMDP)}
-        return FiniteMDP(**(fields | {"kernel": kernel}))
+        return FiniteMDP(**(fields | changes))
 
     def to_dense(self) -> FiniteMDP:
-        return self._with_kernel(DenseKernel([self.kernel.dense(h) for h in range(self.horizon)]))
+        return self.plain(kernel=DenseKernel([self.kernel.dense(h) for h in range(self.horizon)]))
 
     def to_sparse(self) -> FiniteMDP:
         layers = (self.kernel.dense(h) for h in range(self.horizon))
         matrices = [sp.csr_array(p.reshape(-1, p.shape[2])) for p in layers]
-        return self._with_kernel(CSRKernel(matrices, self.n_actions))
+        return self.plain(kernel=CSRKernel(matrices, self.n_actions))
 
     # ---- sampling ------------------------------------------------------------------------------------------------
 

@@ -283,3 +283,9 @@ def test_unknown_theta_gives_nan_error_and_nothing_else_changes():
     assert np.isnan(b.records["error"]).all()
     for name in set(RECORD.names) - {"error"}:
         np.testing.assert_array_equal(a.records[name], b.records[name])
+
+
+def test_values_on_a_tree_equal_backward_evaluation():
+    model = random_token_mdp(prompts=3, seed=6)
+    run = start(model, transitions="known").advance(20)
+    np.testing.assert_allclose(run.values, [evaluate(model, p).value for p in run.policies], atol=1e-12)

@@ -42,8 +42,9 @@ class ReturnLaw:
         return float(self.values @ self.masses)
 
     def tail(self, threshold: float) -> float:
-        """P(R >= threshold)."""
-        return float(min(self.masses[self.values >= threshold].sum(), 1.0))
+        """P(R >= threshold); a return that misses the threshold by rounding alone reaches it."""
+        reached = self.values >= threshold - MERGE * max(1.0, abs(threshold))
+        return 1.0 if reached.all() else float(self.masses[reached].sum())
 
 
 def _successors(kernel: Kernel, h: int, s: Index, a: Index) -> tuple[Index, Index, Array]:

@@ -212,7 +212,7 @@ def verify(
     claims: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[CLAIM]...",
+            metavar="CLAIM",
             help="PAPER or PAPER.STATEMENT; without any, all claims.",
             show_default=False,
         ),
