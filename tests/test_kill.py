@@ -91,7 +91,7 @@ def verdicts(out):
 
 
 def group_is_gone(process):
-    """No live process of the group is left; where /proc tells them apart, a zombie that nobody collects is not alive."""
+    """No live process of the group is left (a zombie that nobody collects is not alive, where /proc tells)."""
     states = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

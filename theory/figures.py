@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special
 
 from .statistics import Slope
 
@@ -66,7 +66,7 @@ def mean_and_error(Y: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, np.nd
     Y = np.atleast_2d(np.asarray(Y, dtype=np.float64))
     if len(Y) < 2:
         return Y[0], np.zeros(Y.shape[1])
-    return Y.mean(0), stats.t.isf((1 - level) / 2, len(Y) - 1) * Y.std(0, ddof=1) / np.sqrt(len(Y))
+    return Y.mean(0), -special.stdtrit(len(Y) - 1, (1 - level) / 2) * Y.std(0, ddof=1) / np.sqrt(len(Y))
 
 
 def canvas(width: float = 6.4, height: float = 4.2) -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special  # not scipy.stats: every worker would wait for its import
 
 from .claim import Judgement, Verdict
 
@@ -66,8 +66,8 @@ def clopper_pearson(k: int, n: int, level: float = 0.95) -> Interval:
     if n < 1 or not 0 <= k <= n:
         raise ValueError(f"{k} successes in {n} trials: need n >= 1 and 0 <= k <= n")
     tail = (1 - bonferroni(level, 1)) / 2
-    low = 0.0 if k == 0 else float(stats.beta.ppf(tail, k, n - k + 1))
-    high = 1.0 if k == n else float(stats.beta.isf(tail, k + 1, n - k))
+    low = 0.0 if k == 0 else float(special.betaincinv(k, n - k + 1, tail))
+    high = 1.0 if k == n else float(special.betainccinv(k + 1, n - k, tail))
     return Interval(k / n, low, high, level)
 
 
@@ -79,7 +79,7 @@ def expanded_tail(n: int, level: float) -> float:
     interval).
     """
     half = (1 - level) / 2
-    return float(stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.isf(half, n - 1)))
+    return float(special.ndtr(math.sqrt(n / (n - 1)) * special.stdtrit(n - 1, half)))
 
 
 def slope_loglog(
