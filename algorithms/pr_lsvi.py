@@ -134,7 +134,7 @@ class Settings:
         cls,
         model: FiniteMDP,
         eps: float,
-        c_r: float = 0.4,
+        c_r: float = 0.8,
         c_P: float = 0.1,
         c_U: float = 0.6,
         **changes: Any,
