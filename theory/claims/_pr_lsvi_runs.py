@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...algorithms.estimation import confidence_radius, disagreement, fit_preferences
-from ...algorithms.estimation.linear_algebra import solve_lower
+from ...algorithms.estimation.linear_algebra import cholesky_update, solve_lower
 from ...algorithms.planning import occupancy, value_iteration
 from ...algorithms.pr_lsvi import PRLSVI, Settings, interpolate
 from ...envs import FiniteMDP, Trajectories
@@ -121,6 +121,20 @@ class ThresholdOnSquare(PRLSVI):
         return super()._query(gap**2, coin)
 
 
+class ThresholdOnRoot(PRLSVI):
+    """Line 12 broken: eps is held against the root of the disagreement, so that eps^-4 queries are asked."""
+
+    def _query(self, gap: float, coin: float) -> bool:
+        return super()._query(math.sqrt(gap), coin)
+
+
+class AsksTheKnown(PRLSVI):
+    """Line 12 broken: asks where the draws agree, and not where they disagree."""
+
+    def _query(self, gap: float, coin: float) -> bool:
+        return not super()._query(gap, coin)
+
+
 class NormOfOne(PRLSVI):
     """Line 11 broken: Delta is the feature of the new trajectory, not the difference."""
 
@@ -149,7 +163,9 @@ class Watched(PRLSVI):
     """Keeps what a claim looks at: theta_bar and the past pairs, and the optimistic value of each plan."""
 
     def __init__(self, *args: Any) -> None:
-        self.theta_bar, self.pairs, self.value_bar = np.empty(0), list[Trajectories](), math.nan
+        self.theta_bar: Array = np.empty(0)
+        self.value_bar = math.nan
+        self.pairs: list[Trajectories] = []
         super().__init__(*args)
 
     def _plan(self, theta_bar: Array, z: Array) -> tuple[float, Layered]:
@@ -177,6 +193,8 @@ FAULTS: dict[str, type[PRLSVI]] = {
     "shared_covariance": SharedCovariance,
     "reward_in_target": RewardInTarget,
     "threshold_on_square": ThresholdOnSquare,
+    "threshold_on_root": ThresholdOnRoot,
+    "asks_the_known": AsksTheKnown,
     "norm_of_one": NormOfOne,
     "asks_by_coin": AsksByCoin,
 }
@@ -253,15 +271,18 @@ def run(
     longest = float(records["length"][records["queried"]].max(initial=0.0))
     upper = d_r * np.log1p(queries * longest**2 / (d_r * s.lam))
     log_det = records["log_det"]
+    begun = queries > 0
+    D = run.mle.differences
+    queried_alone = np.linalg.slogdet(s.lam * np.eye(d_r) + D.T @ D)[1] - d_r * math.log(s.lam)
     equal = records["length"] == 0.0
     gaps = model_gaps(run)
     boundary = gaps[records["policy"][-1]] + gaps[0]
     return {
         "regret": regret[at],
         "queries": queries[at],
-        "log_det_above": float((log_det - queries * math.log1p(c)).min()),
-        "log_det_below": float((upper - log_det).min()),
-        "log_det": float(log_det[-1]),
+        "log_det_above": float((log_det - queries * math.log1p(c))[begun].min(initial=math.inf)),
+        "log_det_below": float((upper - log_det)[begun].min(initial=math.inf)),
+        "log_det_error": float(abs(log_det[-1] - queried_alone)),
         "equal": int(equal.sum()),
         "equal_and_asked": int((equal & records["queried"]).sum()),
         "regret_identity": float(abs(regret[-1] - 2 * gaps[records["policy"][:-1]].sum() - boundary)),
@@ -349,7 +370,11 @@ def optimism(
 def regression(*, seed: int, T: int, eps: float, fault: str = "none") -> dict[str, Any]:
     """V_bar_1 of a tabular run against the same lines written with visit counts (one-hot ridge regression)."""
     model = _world("tabular")
-    kind = {"none": Watched, "shared_covariance": WatchedShared, "reward_in_target": WatchedReward}[fault]
+    kind: type[Watched] = {
+        "none": Watched,
+        "shared_covariance": WatchedShared,
+        "reward_in_target": WatchedReward,
+    }[fault]
     # sigma_P so small that the value noise is below the tolerance, yet a fault may divide by it
     s = settings(model, eps, sigma_P=1e-12)
     run = kind(model, annotator(model, seed), s, seed).advance(T)
@@ -373,24 +398,42 @@ def regression(*, seed: int, T: int, eps: float, fault: str = "none") -> dict[st
     return {"error": float(abs(run.value_bar - model.initial @ V))}
 
 
+def stream(*, seed: int, d: int, T: int, eps: Sequence[float], power: float = 1.0) -> dict[str, Any]:
+    """Line 12 on T isotropic unit differences in R^d, sigma_r = lambda = 1: the queries at each threshold.
+
+    power: eps is held against disagreement ** power (1 in the paper)."""
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((T, d))
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    queries = []
+    for e in eps:
+        L, q = np.eye(d), 0
+        for x in X:
+            y = solve_lower(L, x)
+            if disagreement(math.sqrt(y @ y), 1.0) ** power > e:
+                cholesky_update(L, x)
+                q += 1
+        queries.append(q)
+    return {"queries": queries}
+
+
 def matched(
-    *, seed: int, world: str, T: int, eps: float, active: str = "paper", labels: str = "bradley_terry"
+    *, seed: int, world: str, T: int, eps: float, fault: str = "none", labels: str = "bradley_terry"
 ) -> dict[str, Any]:
-    """Active and passive querying with the same number of labels and the same seeds: regret of each."""
+    """Chosen queries (with a fault, or answered otherwise) and as many at random, same seeds: regret of each."""
     model = _world(world)
     s = settings(model, eps)
-    first = PRLSVI(model, annotator(model, seed, labels), s, seed).advance(T).records
-    labels_used = int(first["queried"].sum())
-
-    def passive(salt: int) -> float:
-        run = Scheduled(model, annotator(model, seed), s, seed)
-        chosen = np.random.default_rng([seed, salt]).choice(T, size=labels_used, replace=False)
-        run.schedule = np.zeros(T, bool)
-        run.schedule[chosen] = True
-        return float(run.advance(T).records["regret"].sum())
-
-    regret = float(first["regret"].sum()) if active == "paper" else passive(3)
-    return {"active": regret, "passive": passive(2), "labels": labels_used}
+    chosen = FAULTS[fault](model, annotator(model, seed, labels), s, seed).advance(T).records
+    used = int(chosen["queried"].sum())
+    random = Scheduled(model, annotator(model, seed), s, seed)
+    random.schedule = np.zeros(T, bool)
+    random.schedule[np.random.default_rng([seed, 2]).choice(T, size=used, replace=False)] = True
+    passive = random.advance(T).records
+    return {
+        "active": float(chosen["regret"].sum()),
+        "passive": float(passive["regret"].sum()),
+        "labels": used,
+    }
 
 
 _world = world
