@@ -40,7 +40,7 @@ import math
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numba import njit
@@ -346,7 +346,7 @@ class PRLSVI:
 
     # ---- the algorithm -------------------------------------------------------------------------------------------
 
-    def advance(self, episodes: int) -> PRLSVI:
+    def advance(self, episodes: int) -> Self:
         """Run `episodes` more episodes. An exception (a spent budget, say) leaves the run at the last whole episode."""
         self._reserve(episodes)
         for _ in range(episodes):

@@ -61,7 +61,7 @@ def check_assumptions(model: FiniteMDP) -> None:
 
 
 def settings(model: FiniteMDP, eps: float, preset: str = "scaled", **changes: Any) -> Settings:
-    make = {"scaled": Settings.scaled, "theory": Settings.theory}[preset]
+    make: Any = {"scaled": Settings.scaled, "theory": Settings.theory}[preset]
     return make(model, eps, transitions="known" if known(model) else "learned", **changes)
 
 

@@ -15,7 +15,7 @@ from scipy import stats
 
 from .. import figures
 from ..cells import Cell
-from ..claim import Claim, Control, Judgement, Outcome, Plan
+from ..claim import Claim, Control, Judgement, Outcome, Plan, Verdict
 from ..statistics import (
     all_of,
     bonferroni,
@@ -107,7 +107,7 @@ def judge_equal(outcomes: Sequence[Outcome]) -> Judgement:
     seen = sum(o["equal"] for o in outcomes)
     asked = sum(o["equal_and_asked"] for o in outcomes)
     detail = f"{asked} queries in {seen} episodes with equal features of both trajectories"
-    verdict = "inconclusive" if not seen else "refuted" if asked else "verified"
+    verdict: Verdict = "inconclusive" if not seen else "refuted" if asked else "verified"
     return Judgement(verdict, float(asked), 0.0, detail, {"episodes": seen})
 
 
