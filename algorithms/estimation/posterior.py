@@ -111,7 +111,7 @@ def confidence_radius(
 
 
 def disagreement(norm: ArrayLike, sigma: float) -> Array | float:
-    """E |<D, theta_0 - theta_1>| for independent theta_0, theta_1 ~ N(., sigma^2 Sigma^{-1}), norm = ||D||_{Sigma^{-1}}.
+    """E |<D, theta_0 - theta_1>| for independent theta_i ~ N(., sigma^2 Sigma^{-1}), norm = ||D||_{Sigma^{-1}}.
 
     <D, theta_0 - theta_1> ~ N(0, 2 sigma^2 norm^2), and E|N(0, s^2)| = s sqrt(2 / pi), so the value is exactly
     2 / sqrt(pi) sigma norm. A pair is worth a query when it exceeds eps, on the scale of the reward.
