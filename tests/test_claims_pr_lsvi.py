@@ -160,13 +160,16 @@ def test_planted_faults_do_what_they_say():
 
 def test_the_assumptions_are_checked_on_the_instance():
     model = runs.world("tabular")
+    features = type(model.features)([3 * phi for phi in model.features.phi], model.features.mode)
+    long = model.plain(features=features, theta=model.theta / 3)
     with pytest.raises(ValueError, match="exceeds 1"):
-        features = type(model.features)([3 * phi for phi in model.features.phi], model.features.mode)
-        runs.check_assumptions(model.plain(features=features, theta=model.theta / 3))
+        runs.check_assumptions(long)
+    silent = model.plain(theta=None)
     with pytest.raises(ValueError, match="not linear"):
-        runs.check_assumptions(model.plain(theta=None))
+        runs.check_assumptions(silent)
+    large = model.plain(reward=[2 * r for r in model.reward], theta=2 * model.theta)
     with pytest.raises(ValueError, match=r"leave \[0, 1\]"):
-        runs.check_assumptions(model.plain(reward=[2 * r for r in model.reward], theta=2 * model.theta))
+        runs.check_assumptions(large)
     with pytest.raises(ValueError, match="not one of"):
         runs.world("nowhere")
 
