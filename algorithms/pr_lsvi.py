@@ -38,6 +38,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -48,6 +49,7 @@ from numba import njit
 from ..envs import FeatureMap, FiniteMDP, Trajectories
 from ..envs.annotators import Annotator
 from ..envs.kernels import Array, DenseKernel, Index, TreeKernel
+from ..envs.linear_mdp import AssumptionWarning
 from ..envs.links import LOGISTIC, Link
 from ..envs.mdp import Layered
 from .estimation.linear_algebra import cholesky_update, solve_lower, solve_upper
@@ -113,6 +115,9 @@ class Settings:
         """
         features, H = linear_features(model), model.horizon
         d = features.d
+        if features.max_norm > 1 + 1e-9:
+            broken = f"{model.name}: max ||phi|| is {features.max_norm:.4g}, but the theory assumes at most 1"
+            warnings.warn(broken, AssumptionWarning, stacklevel=2)
         B = changes.pop("B", radius(model))
         gamma = math.sqrt(link.kappa(H) + B**2)
         alpha_U = 1.0 / (d**2.5 * H**1.5 * gamma)

@@ -35,7 +35,9 @@ class FeatureMap:
             raise ValueError("phi has no layers; give phi[h], of shape (S_h, A, d), for each step")
         for h, phi in enumerate(self.phi):
             if phi.ndim != 3 or phi.shape[2] != self.phi[0].shape[2]:
-                raise ValueError(f"phi[h={h}] has shape {phi.shape}; expected (S_h, A, {self.phi[0].shape[-1]})")
+                raise ValueError(
+                    f"phi[h={h}] has shape {phi.shape}; expected (S_h, A, {self.phi[0].shape[-1]})"
+                )
             if not np.isfinite(phi).all():
                 raise ValueError(f"phi[h={h}] contains NaN or infinity")
 

@@ -80,7 +80,9 @@ class FiniteMDP:
         if self.features is not None:
             for h, phi in enumerate(self.features.phi):
                 if phi.shape[:2] != (sizes[h], n_actions):
-                    raise ValueError(f"phi[h={h}] has shape {phi.shape}; expected ({sizes[h]}, {n_actions}, d)")
+                    raise ValueError(
+                        f"phi[h={h}] has shape {phi.shape}; expected ({sizes[h]}, {n_actions}, d)"
+                    )
             if self.features.horizon != self.horizon:
                 raise ValueError(f"phi has {self.features.horizon} layers but the horizon is {self.horizon}")
         if self.theta is not None:
@@ -91,7 +93,9 @@ class FiniteMDP:
                 gap = np.abs(linear - self.reward[h])
                 if gap.max() > 1e-9:
                     s, a = np.unravel_index(gap.argmax(), gap.shape)
-                    raise ValueError(f"reward[h={h}, s={s}, a={a}] differs from <phi, theta> by {gap.max():.3g}")
+                    raise ValueError(
+                        f"reward[h={h}, s={s}, a={a}] differs from <phi, theta> by {gap.max():.3g}"
+                    )
 
     # ---- construction ------------------------------------------------------------------------------------------
 
@@ -102,13 +106,17 @@ class FiniteMDP:
         return cls(kernel=kernel, reward=reward, initial=_initial(initial, kernel), **rest)
 
     @classmethod
-    def sparse(cls, P: Sequence[sp.csr_array], n_actions: int, reward: Any, initial: Any = 0, **rest: Any) -> Self:
+    def sparse(
+        cls, P: Sequence[sp.csr_array], n_actions: int, reward: Any, initial: Any = 0, **rest: Any
+    ) -> Self:
         """P: H CSR matrices (S_h * A, S_{h+1}) with row s * A + a."""
         kernel = CSRKernel(P, n_actions)
         return cls(kernel=kernel, reward=reward, initial=_initial(initial, kernel), **rest)
 
     @classmethod
-    def tree(cls, roots: int, branching: int, horizon: int, reward: Any, initial: Any = None, **rest: Any) -> Self:
+    def tree(
+        cls, roots: int, branching: int, horizon: int, reward: Any, initial: Any = None, **rest: Any
+    ) -> Self:
         """The prefix tree of `TreeKernel`; initial defaults to the uniform law over the roots (states 1..roots)."""
         kernel = TreeKernel(roots, branching, horizon)
         if initial is None:
@@ -127,9 +135,13 @@ class FiniteMDP:
         base = env.unwrapped
         table = getattr(base, "P", None)
         if not isinstance(table, dict):
-            raise TypeError(f"{base} carries no transition table `P[s][a]`; build the model with FiniteMDP.dense")
+            raise TypeError(
+                f"{base} carries no transition table `P[s][a]`; build the model with FiniteMDP.dense"
+            )
         if getattr(base, "fickle_passenger", False):
-            raise ValueError("a fickle passenger changes the destination outside the table; use the plain Taxi")
+            raise ValueError(
+                "a fickle passenger changes the destination outside the table; use the plain Taxi"
+            )
         n_states, n_actions = len(table), len(table[0])
         rows, columns, mass = [], [], []
         reward = np.zeros((n_states + 1, n_actions))

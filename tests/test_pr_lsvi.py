@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from preflab.algorithms.estimation import fit_preferences
 from preflab.algorithms.planning import evaluate, value_iteration
 from preflab.algorithms.pr_lsvi import PRLSVI, RECORD, Settings, interpolate
-from preflab.envs import FiniteMDP
+from preflab.envs import AssumptionWarning, FeatureMap, FiniteMDP
 from preflab.envs.annotators import BradleyTerry, BudgetExhausted
 from preflab.envs.exploration import river_swim
 from preflab.envs.linear_mdp import random_linear_mdp, tabular_linear_mdp
@@ -83,7 +83,7 @@ def literal_plan(model, s, theta_bar, z, pairs):
 @pytest.mark.parametrize(("mode", "data"), [("sum", "both"), ("concat", "new")])
 def test_every_line_equals_its_transcription(mode, data):
     model = world(mode=mode)
-    s = Settings.scaled(model, 0.3, transition_data=data, mle_growth=0.0)
+    s = Settings.scaled(model, 0.3, c_r=0.4, transition_data=data, mle_growth=0.0)
     run = Transcript(model, BradleyTerry(model, 1), s, seed=5).advance(60)
     deltas = np.array([d for d, _ in run.comparisons])
     labels = np.array([o for _, o in run.comparisons])
@@ -241,6 +241,13 @@ def test_theory_settings_have_the_paper_orders():
     assert a.alpha_L == a.alpha_U / 2
     assert a.mle_growth == 0
     assert Settings.theory(small, 0.1).B == 2.0
+
+
+def test_theory_settings_warn_of_features_that_are_too_long():
+    model = world()
+    features = FeatureMap([2 * phi for phi in model.features.phi], model.features.mode)
+    with pytest.warns(AssumptionWarning, match="the theory assumes at most 1"):
+        Settings.theory(model.plain(features=features, theta=model.theta / 2), 0.1)
 
 
 @pytest.mark.parametrize(

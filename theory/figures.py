@@ -179,7 +179,7 @@ def frequencies(rows: Sequence[tuple[str, int, int]], promised: float, *, x: str
         axes.axvline(promised, color=COLOURS[1], linestyle="--", label=f"promised: at least {promised:.3g}")
         axes.set(xlabel=x, title=title, xlim=(-0.02, 1.02), ylim=(-0.7, len(rows) - 0.3))
         axes.set_yticks(range(len(rows)), [f"{label} ({k}/{n})" for label, k, n in rows])
-        axes.legend(loc="lower left")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1))
         return figure
 
 
