@@ -218,7 +218,7 @@ def verify(
         ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Small sizes: a first look in about a minute.")
+        bool, typer.Option("--quick", help="Small sizes: a first look in two or three minutes.")
     ] = False,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Seeds a claim.", show_default="as each claim asks")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from .. import figures
 from ..cells import Cell
@@ -39,7 +39,7 @@ LABELS = {
     0.5: r"$\varepsilon \propto T^{-1/2}$",
 }
 DELTA = 0.1
-ANTI_CONCENTRATION = float(stats.norm.cdf(-1))
+ANTI_CONCENTRATION = NormalDist().cdf(-1)
 
 
 def cell(function: str, seed: int, **parameters: Any) -> Cell:
@@ -77,7 +77,7 @@ def rules(plan: Plan, formula: str = "paper") -> list[Cell]:
 def judge_rule(outcomes: Sequence[Outcome]) -> Judgement:
     """To 1e-9 against a quadrature; and within the Monte-Carlo error, z at the 1e-6 level of the family."""
     z = [(o["closed"] - o["sampled"]) / o["standard_error"] for o in outcomes]
-    limit = float(stats.norm.isf(5e-7 / len(z)))
+    limit = NormalDist().inv_cdf(1 - 5e-7 / len(z))
     return all_of(
         {
             "quadrature": judge_identity([o["closed"] / o["quadrature"] - 1 for o in outcomes]),
@@ -422,7 +422,7 @@ CLAIMS = (
         title="A constant added to the reward changes nothing that is learnt or charged",
         statement=r"Queries, answers, $\log\det\Sigma_r$ and regret are those of the reward $r + b$ for every $b$.",
         assumptions=("one-hot features", BT),
-        source="identity f.4: all that is learnt depends on differences of returns",
+        source=f"{PAPER}: all that is learnt depends on differences of returns",
         cells=twins,
         judge=judge_invariance,
         controls=(
@@ -441,7 +441,7 @@ CLAIMS = (
         kind="identity",
         title="Both policies are charged, and the comparator is the last policy",
         statement=r"$\mathrm{Regret}_T = 2 \sum_{t<T} (V^* - V^{\pi_t}) + (V^* - V^{\pi_T}) + (V^* - V^{\pi_0})$.",
-        source=f"{PAPER}, algorithm 1, line 10; identity f.9",
+        source=f"{PAPER}, algorithm 1, line 10",
         cells=short_runs,
         judge=judge_regret_identity,
         controls=(
@@ -459,7 +459,7 @@ CLAIMS = (
         statement=r"$\hat\theta_{P,h}[s,a] = \sum_{s'} N_h(s,a,s')\, \bar V_{h+1}(s') / (N_h(s,a) + \lambda)$, "
         r"and $\bar V_1$ follows from it.",
         assumptions=("one-hot features",),
-        source=f"{PAPER}, algorithm 1, lines 5-9 and 14; identity f.7",
+        source=f"{PAPER}, algorithm 1, lines 5-9 and 14",
         cells=regressions,
         judge=judge_regression,
         controls=(
@@ -482,7 +482,7 @@ CLAIMS = (
         statement=r"$q \log(1 + c) \leq \log\det(\Sigma_r/\lambda) \leq d \log(1 + q L^2 / (d \lambda))$ with "
         r"$c = \pi \varepsilon^2 / (4 \sigma_r^2)$, after every episode, and "
         r"$\Sigma_r = \lambda I + \sum_{s: Z_s = 1} \Delta_s \Delta_s^\top$.",
-        source=f"{PAPER}, theorem 4.2 (query count); identity f.2",
+        source=f"{PAPER}, theorem 4.2 (query count)",
         cells=short_runs,
         judge=judge_potential,
         controls=(
@@ -524,7 +524,7 @@ CLAIMS = (
         title="At theory settings the perturbed value is optimistic often enough",
         statement=r"$\Pr(\bar V_1(s_1) \geq V^*_1(s_1)) \geq \Phi(-1) \approx 0.159$ in every episode.",
         assumptions=(LINEAR, "theory settings, hidden constants 1"),
-        source=f"{PAPER}, proof of theorem 4.2; identity f.8",
+        source=f"{PAPER}, proof of theorem 4.2",
         cells=optimisms,
         judge=judge_optimism,
         controls=(
