@@ -52,7 +52,7 @@ from ..envs.kernels import Array, DenseKernel, Index, TreeKernel
 from ..envs.linear_mdp import AssumptionWarning
 from ..envs.links import LOGISTIC, Link
 from ..envs.mdp import Layered
-from .estimation.linear_algebra import cholesky_update, solve_lower, solve_upper
+from .estimation.linear_algebra import cholesky_update, downdate_norms, solve_lower, solve_upper
 from .estimation.online_preferences import OnlinePreferenceMLE
 from .estimation.posterior import disagreement
 from .planning import evaluate, value_iteration
@@ -225,10 +225,7 @@ def _observe(phi, n_actions, states, actions, L, cross, squared_norms):  # type:
             f = phi[h % phi.shape[0]]
             x = f[states[j, h] * n_actions + actions[j, h]]
             u = solve_upper(L[h], solve_lower(L[h], x))
-            scale = 1.0 / (1.0 + np.dot(x, u))
-            projected = np.dot(f, u)
-            for i in range(len(projected)):
-                squared_norms[h, i] = max(squared_norms[h, i] - scale * projected[i] * projected[i], 0.0)
+            downdate_norms(squared_norms[h], f, u, np.dot(x, u))
             cholesky_update(L[h], x)
             if h + 1 < H:
                 cross[h, :, states[j, h + 1]] += x

@@ -1,6 +1,6 @@
 """The lessons as they ship: whole, run from top to bottom, and printing the code that is there now.
 
-Whether they still run is the business of `make notebooks`; `make notebooks ARGS=--overwrite` runs and saves them.
+Whether they still run is the business of `make notebooks`; `python notebooks/save.py` runs and saves them.
 """
 
 import inspect
@@ -110,7 +110,7 @@ def test_the_lesson_prints_the_code_as_it_is():
     functions = [pr_lsvi.interpolate.py_func, pr_lsvi._plan.py_func, pr_lsvi.disagreement]
     for function in [*(getattr(pr_lsvi.PRLSVI, name) for name in methods), *functions]:
         source = textwrap.dedent(inspect.getsource(function))
-        assert source in printed, f"{function.__name__} has changed: make notebooks ARGS=--overwrite"
+        assert source in printed, f"{function.__name__} has changed: python notebooks/save.py"
 
 
 ERROR = nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])
