@@ -146,7 +146,8 @@ class Settings:
     ) -> Settings:
         """The same shapes at lab size: sigma_r = c_r sqrt(d_r), sigma_P = c_P H, alpha_U = c_U, alpha_L = c_U / 2.
 
-        Below c_r of about 0.4 the reward noise is under-dispersed and some runs lock on one policy (linear regret).
+        At c_r of about 0.4 and below the reward noise is under-dispersed: some runs lock on one policy and pay
+        linear regret.
         """
         features = linear_features(model)
         return cls(
