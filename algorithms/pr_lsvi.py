@@ -404,7 +404,7 @@ class PRLSVI:
     def _plan(self, theta_bar: Array, z: Array) -> tuple[float, Layered]:
         """Lines 5-9: the optimistic value rho V_bar_1 and the greedy policy."""
         if not self._learning:
-            solution = value_iteration(self.model, reward=self.features.rewards(theta_bar))
+            solution = value_iteration(self.model, self.features.rewards(theta_bar), q=False)
             return solution.value, self.model.layered([p.astype(np.int16) for p in solution.policy])
         s = self.settings
         V, pi = _plan(
