@@ -8,7 +8,7 @@ A reward explains P only if P[i, j] = sigma(r_i - r_j) (Bradley-Terry); a cycle 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -32,7 +32,7 @@ class PreferenceGame:
     """
 
     P: Array
-    reference: Array = field(default=None)  # type: ignore[assignment]  # an array after __post_init__
+    reference: Array = None  # type: ignore[assignment]  # always an array after __post_init__
     names: tuple[str, ...] = ()
     name: str = "PreferenceGame"
 

@@ -57,19 +57,22 @@ def softmax(log_weights: Array) -> tuple[Array, Array]:
     return weights, log_weights
 
 
+def divergences(log_p: Array, log_q: Array) -> Array:
+    """KL(p, q) along the last axis, from logarithms (-inf = no mass), as a sum of terms >= 0: accurate also where p and
+    q almost agree; inf where q lacks mass that p has."""
+    p = np.exp(log_p)
+    with np.errstate(invalid="ignore"):
+        ratio = log_q - log_p
+        near = np.abs(ratio) < 1
+        small = np.where(near, ratio, 0.0)
+        # sum p log(p/q) = sum [q - p - p log(q/p)], since both sum to 1
+        far = np.exp(log_q) - p - np.where(p > 0, p * ratio, 0.0)
+        return np.where(near, p * (np.expm1(small) - small), far).sum(axis=-1)
+
+
 def kl(log_p: Array, log_q: Array) -> float:
-    """KL(p, q) from logarithms, as a sum of terms >= 0: accurate where p and q almost agree; inf if q lacks mass."""
-    support = log_p > -np.inf
-    outside = float(np.exp(log_q[~support]).sum())
-    log_p, log_q = log_p[support], log_q[support]
-    if np.isneginf(log_q).any():
-        return math.inf
-    p, ratio = np.exp(log_p), log_q - log_p
-    near = np.abs(ratio) < 1
-    close = np.expm1(np.where(near, ratio, 0.0)) - ratio
-    # sum p log(p/q) = sum [q - p - p log(q/p)], since both sum to 1
-    terms = np.where(near, p * close, np.exp(log_q) - p - p * ratio)
-    return float(terms.sum()) + outside
+    """KL(p, q) of two laws given by their logarithms, (n,) each; see `divergences`."""
+    return float(divergences(log_p, log_q))
 
 
 def logarithm(policy: Array) -> Array:
