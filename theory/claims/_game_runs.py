@@ -164,13 +164,13 @@ def bias(*, seed: int, tau: float, shares: Sequence[float], kind: str = "nash_md
     """KL(pi*, limit) at constant steps eta = share / tau, and how far the limit is from where it is said to be.
 
     own_mixture: distance of the limit of Nash-MD from the best response to its own mixture.
-    Each run makes 45 / share steps, so that (1 - share)^steps < 1e-19; KL below 1e-30 is rounding, and set to it.
+    Each run makes 32 / share steps, so that (1 - share)^steps < 1e-13; KL below 1e-30 is rounding, and set to it.
     """
     g = game(seed)
     star = regularised_nash(g, tau).log_policy
     floors, distances = [], []
     for share in shares:
-        run = KINDS[kind](g, tau, share / tau).advance(int(45 / share))
+        run = KINDS[kind](g, tau, share / tau).advance(int(32 / share))
         own, _ = mixture(run.log_policy, g.log_reference, share)
         reply, _ = softmax(g.log_reference + (g.P @ own) / tau)
         floors.append(max(kl(star, run.log_policy), 1e-30))

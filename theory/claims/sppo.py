@@ -17,11 +17,13 @@ PAPER = "Wu et al. (arXiv 2405.00675)"
 TS = (100, 400, 1600, 6400)
 
 
-def averages(plan: Plan, worlds: Sequence[str] = ("random", "listeners"), fault: str = "none") -> list[Cell]:
+def averages(
+    plan: Plan, worlds: Sequence[str] = ("random", "listeners"), seeds: int = 0, fault: str = "none"
+) -> list[Cell]:
     return [
         Cell("claims._game_runs:averages", {"world": w, "Ts": TS, "fault": fault}, s)
         for w in worlds
-        for s in seeds_of(w, plan.seed_range(quick=24, full=64))
+        for s in seeds_of(w, plan.seed_range(quick=seeds or 16, full=seeds or 40))
     ]
 
 
@@ -65,12 +67,12 @@ CLAIMS = (
             Control(
                 "last_policy",
                 "the last policy in place of the average",
-                lambda plan: averages(plan, ("random",), "last_policy"),
+                lambda plan: averages(plan, ("random",), 8, "last_policy"),
             ),
             Control(
                 "losing",
                 "climbs the probability to lose",
-                lambda plan: averages(plan, ("random",), "losing"),
+                lambda plan: averages(plan, ("random",), 8, "losing"),
             ),
         ),
         figure=draw_averages,
