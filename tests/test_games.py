@@ -169,6 +169,32 @@ def test_newton_from_elsewhere_and_on_a_large_game():
         regularised_nash(game, 0.05, max_iterations=1)
 
 
+@pytest.mark.parametrize("tau", [0.2, 0.001])
+def test_large_games_are_solved_by_products_or_by_factors(tau, monkeypatch):
+    """GMRES suffices at the higher temperature; at the lower one some systems are left to the factorisation."""
+    from preflab.algorithms.planning import games
+
+    game, found = random_game(120, 2), []
+    direct = regularised_nash(game, tau)
+    krylov = games._krylov_step
+    monkeypatch.setattr(games, "_LARGE", 100)
+    monkeypatch.setattr(games, "_krylov_step", lambda *system: found.append(krylov(*system)) or found[-1])
+    by_products = regularised_nash(game, tau)
+    np.testing.assert_allclose(by_products.policy, direct.policy, atol=1e-12)
+    assert by_products.exploitability <= 1e-20
+    assert any(step is not None for step in found)
+    if tau > 0.1:
+        assert all(step is not None for step in found)
+
+
+def test_gmres_that_does_not_finish_is_not_believed():
+    from preflab.algorithms.planning.games import _krylov_step
+
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((200, 200)) * 1e4
+    assert _krylov_step(A - A.T, rng.dirichlet(np.ones(200)), rng.standard_normal(200)) is None
+
+
 def test_listeners_have_an_equilibrium_where_no_mode_beats_all():
     game = sound_quality_game("Rachmaninov")
     found = nash(game)

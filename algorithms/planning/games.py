@@ -24,6 +24,7 @@ from scipy.linalg.lapack import dgesv
 from ...envs.kernels import Array
 from ...envs.preference_games import PreferenceGame, check_law
 
+_LARGE = 512  # responses from which on Newton's systems are solved by products first
 _DIRECT = 0.008  # from here on upwards Newton's method needs no larger temperature first
 
 
@@ -202,11 +203,13 @@ def _newton(game: PreferenceGame, tau: float, u: Array, max_iterations: int) -> 
     for iteration in range(max_iterations + 1):
         if norm <= floor:
             return u, iteration
-        # The transposed Jacobian in C order is the Jacobian in Fortran's, which LAPACK overwrites.
-        J = A + wins
-        J *= pi[:, None]
-        J.flat[:: n + 1] += 1.0
-        _, _, step, _ = dgesv(J.T, G, overwrite_a=1)
+        step = _krylov_step(A, pi, G) if n >= _LARGE else None
+        if step is None:
+            # The transposed Jacobian in C order is the Jacobian in Fortran's, which LAPACK overwrites.
+            J = A + wins
+            J *= pi[:, None]
+            J.flat[:: n + 1] += 1.0
+            _, _, step, _ = dgesv(J.T, G, overwrite_a=1)
         length = 1.0
         while True:
             trial = u - length * step
@@ -218,6 +221,18 @@ def _newton(game: PreferenceGame, tau: float, u: Array, max_iterations: int) -> 
     raise ArithmeticError(
         f"{game.name}: residual {norm:.2g} after {max_iterations} Newton steps at tau = {tau:g}"
     )
+
+
+def _krylov_step(A: Array, pi: Array, G: Array) -> Array | None:
+    """(I - A S)^{-1} G by GMRES, a product with A a step; None where it needs more than a factorisation would cost."""
+    from scipy.sparse.linalg import LinearOperator, gmres
+
+    def product(v: Array) -> Array:
+        return v - A @ (pi * (v - pi @ v))
+
+    J = LinearOperator(A.shape, matvec=product, dtype=np.float64)
+    step, unfinished = gmres(J, G, rtol=1e-8, restart=80, maxiter=1)
+    return None if unfinished else step
 
 
 def mirror_prox(

@@ -53,6 +53,15 @@ def newton(n: int = 100) -> None:
         )
 
 
+def large(n: int = 4096) -> None:
+    game = random_game(n, 0)
+    for tau in (0.1, 0.01):
+        start = time.perf_counter()
+        found = regularised_nash(game, tau)
+        seconds = time.perf_counter() - start
+        print(f"newton n={n} tau={tau:g}: {seconds:.1f} s, {found.iterations} steps")
+
+
 def textbook(game: PreferenceGame) -> np.ndarray:
     """max v with P^T x >= v, sum x = 1, x >= 0."""
     n = len(game)
@@ -97,5 +106,6 @@ def steps() -> None:
 
 if __name__ == "__main__":
     newton()
+    large()
     lp()
     steps()
