@@ -146,7 +146,8 @@ class Settings:
     ) -> Settings:
         """The same shapes at lab size: sigma_r = c_r sqrt(d_r), sigma_P = c_P H, alpha_U = c_U, alpha_L = c_U / 2.
 
-        Below c_r of about 0.4 the reward noise is under-dispersed and some runs lock on one policy (linear regret).
+        At c_r of about 0.4 and below the reward noise is under-dispersed: some runs lock on one policy and pay
+        linear regret.
         """
         features = linear_features(model)
         return cls(
@@ -403,7 +404,7 @@ class PRLSVI:
     def _plan(self, theta_bar: Array, z: Array) -> tuple[float, Layered]:
         """Lines 5-9: the optimistic value rho V_bar_1 and the greedy policy."""
         if not self._learning:
-            solution = value_iteration(self.model, reward=self.features.rewards(theta_bar))
+            solution = value_iteration(self.model, self.features.rewards(theta_bar), q=False)
             return solution.value, self.model.layered([p.astype(np.int16) for p in solution.policy])
         s = self.settings
         V, pi = _plan(

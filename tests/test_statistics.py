@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from preflab.theory.claim import Judgement
 from preflab.theory.statistics import (
     Interval,
     all_of,
     bonferroni,
     clopper_pearson,
+    conjunction,
     expanded_tail,
     holm,
     judge_identity,
@@ -266,3 +268,36 @@ def test_a_statement_with_parts_is_as_good_as_its_worst():
 
 def test_an_interval_reads_well():
     assert str(Interval(0.5, 0.25, 0.75)) == "0.5 [0.25, 0.75]"
+
+
+def test_a_conjunction_needs_every_part_at_the_level_and_corrects_refutations():
+    levels = []
+
+    def part(verdicts):
+        def judge(level):
+            levels.append(level)
+            return Judgement(verdicts[level], 0.0, 0.0, "")
+
+        return judge
+
+    corrected = bonferroni(0.95, 2)
+    good = part({0.95: "verified"})
+    weak = part({0.95: "refuted", corrected: "inconclusive"})
+    bad = part({0.95: "refuted", corrected: "refuted"})
+    assert conjunction({"a": good, "b": good}).verdict == "verified"
+    assert set(levels) == {0.95}
+    assert conjunction({"a": good, "b": weak}).verdict == "inconclusive"
+    assert conjunction({"a": good, "b": bad}).verdict == "refuted"
+    assert set(levels) == {0.95, corrected}
+    assert conjunction({}).verdict == "inconclusive"
+
+
+def test_the_error_of_a_conjunction_is_at_most_its_level():
+    """Both parts at the edge of being false: verified together in at most 5 % of the experiments."""
+    rng = np.random.default_rng(0)
+    n, p, repeats = 200, 0.8, 2000
+    hits = rng.binomial(n, p, size=(repeats, 2))
+    at = {int(k): judge_probability(int(k), n, p).verdict for k in np.unique(hits)}
+    both = np.mean([at[int(a)] == "verified" and at[int(b)] == "verified" for a, b in hits])
+    either = np.mean([at[int(a)] == "verified" for a, _ in hits])
+    assert both <= either <= 0.05

@@ -131,7 +131,19 @@ def loglog(
             guide = 1.9 * mean[middle] * (xs / xs[middle]) ** reference
             axes.plot(xs, guide, color="#888888", linestyle=":", label=f"slope {reference:g}")
         axes.legend(loc="best")
+        _plain_ticks(axes)
         return figure
+
+
+def _plain_ticks(axes: Any) -> None:
+    """Log axes that span less than two decades: labels at 1, 2 and 5 times the powers of ten, 200 for 2 x 10^2."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        if 0 < low < high < 100 * low:
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+            axis.set_minor_formatter(NullFormatter())
 
 
 def front(methods: Sequence[Front], *, x: str, y: str, title: str = "", log: bool = True) -> Any:
@@ -160,6 +172,7 @@ def front(methods: Sequence[Front], *, x: str, y: str, title: str = "", log: boo
         axes.set(xlabel=x, ylabel=y, title=title)
         if log:
             axes.set(xscale="log", yscale="log")
+            _plain_ticks(axes)
         axes.legend(loc="best")
         return figure
 

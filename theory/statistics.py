@@ -9,7 +9,7 @@ alpha becomes 1 - alpha / m.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -285,3 +285,17 @@ def all_of(parts: Mapping[str, Judgement] | Sequence[tuple[str, Judgement]]) -> 
         for name, part in named.items()
     }
     return Judgement(worst.verdict, worst.statistic, worst.threshold, detail, numbers)
+
+
+def conjunction(parts: Mapping[str, Callable[[float], Judgement]], level: float = 0.95) -> Judgement:
+    """`all_of` for statistical parts, each a judge at a given confidence level.
+
+    Verified when every part is, each at `level`: an intersection-union test, whose error is at most 1 - level
+    without a correction. Refuted when one part is at `level` corrected for the number of parts (Bonferroni).
+    """
+    corrected = bonferroni(level, max(len(parts), 1))
+    judged = {}
+    for name, judge in parts.items():
+        judgement = judge(level)
+        judged[name] = judge(corrected) if judgement.verdict == "refuted" else judgement
+    return all_of(judged)

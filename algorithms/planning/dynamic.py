@@ -18,6 +18,7 @@ function with residual e is within H e of the exact one) and `identity_gap` (|<d
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,8 +31,10 @@ from ...envs.kernels import Array
 from ...envs.mdp import Layered
 from .policies import check_policy, check_reward, layer_mask, layer_probabilities
 
-# Below this many state-action pairs (all layers together) the compiled kernels cannot pay for being loaded.
+# Below this many state-action pairs (all layers together) the compiled kernels cannot pay for loading numba; where it
+# is loaded already, they pay from LOADED_PAIRS on. Both ways give the same bits.
 FUSED_PAIRS = 1_000_000
+LOADED_PAIRS = 2_000
 
 Backup = Callable[[int, Array, "np.ndarray | None", Array, Array, np.ndarray, "Array | None"], None]
 
@@ -111,7 +114,8 @@ def _generic_backup(kernel: Kernel) -> Backup:
 
 def _backup(kernel: Kernel) -> Backup:
     pairs = kernel.n_actions * sum(kernel.sizes[:-1])
-    if pairs >= FUSED_PAIRS and isinstance(kernel, CSRKernel | TreeKernel):
+    enough = LOADED_PAIRS if "numba" in sys.modules else FUSED_PAIRS
+    if pairs >= min(enough, FUSED_PAIRS) and isinstance(kernel, CSRKernel | TreeKernel):
         from . import _fused  # numba is loaded where it pays
 
         return _fused.csr_backup(kernel) if isinstance(kernel, CSRKernel) else _fused.tree_backup(kernel)
