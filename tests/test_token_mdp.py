@@ -105,6 +105,7 @@ def test_rollouts_and_texts(world, seed):
 
 def test_planning_numbers_leaves_alike():
     from preflab.algorithms import planning
+
     world = random_token_mdp(vocabulary=3, horizon=3, prompts=2, seed=8)
     law = planning.sequence_law(world, world.reference)
     np.testing.assert_allclose(law.ravel(), world.leaf_probabilities(), rtol=1e-12)

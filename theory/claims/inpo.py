@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from ..cells import Cell
 from ..claim import Claim, Control, Judgement, Outcome, Plan
 from ..statistics import judge_identity
+from ._game_runs import cell
 
 PAPER = "Zhang et al., ICLR 2025 (arXiv 2407.00617)"
-
-
-def cell(function: str, seed: int, **parameters: Any) -> Cell:
-    return Cell(f"claims._game_runs:{function}", parameters, seed)
 
 
 def minimisers(plan: Plan, shares: Sequence[float] = (0.1, 0.3, 0.7, 1.0), fault: str = "none") -> list[Cell]:

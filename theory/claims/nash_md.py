@@ -7,7 +7,7 @@ the exponent behind them is claimed as well.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,17 +15,13 @@ import numpy as np
 from .. import figures
 from ..cells import Cell
 from ..claim import Claim, Control, Judgement, Outcome, Plan
-from ..statistics import all_of, bonferroni, judge_identity, judge_inequality, judge_rate, slope_loglog
-from ._game_runs import seeds_of
+from ..statistics import all_of, conjunction, judge_identity, judge_inequality, judge_rate, slope_loglog
+from ._game_runs import cell, seeds_of
 
 PAPER = "Munos et al., ICML 2024 (arXiv 2312.00886)"
 TAUS = (0.05, 0.2, 1.0)
 SHARES = (0.01, 0.02, 0.04, 0.08)  # eta tau of the constant steps
 CHECKPOINTS = (250, 500, 1000, 2000)
-
-
-def cell(function: str, seed: int, **parameters: Any) -> Cell:
-    return Cell(f"claims._game_runs:{function}", parameters, seed)
 
 
 # ---- the step --------------------------------------------------------------------------------------------------------
@@ -75,12 +71,13 @@ def courses(
 def judge_course(outcomes: Sequence[Outcome]) -> Judgement:
     """The bound at every step; and KL falls at least as fast as 1/T at the two higher temperatures."""
     curves = {tau: [o["divergence"] for o in outcomes if o["tau"] == tau] for tau in TAUS[1:]}
-    level = bonferroni(0.95, len(curves))
-    parts = {"the bound": judge_inequality([o["bound"] for o in outcomes])}
-    for tau, Y in curves.items():
-        slope = slope_loglog(CHECKPOINTS, Y, level=level)
-        parts[f"exponent, tau = {tau:g}"] = judge_rate(slope, -1.0, sense="at_most")
-    return all_of(parts)
+    bound = judge_inequality([o["bound"] for o in outcomes])
+
+    def part(Y: Any) -> Callable[[float], Judgement]:
+        return lambda level: judge_rate(slope_loglog(CHECKPOINTS, Y, level=level), -1.0, sense="at_most")
+
+    rates = {f"exponent, tau = {tau:g}": part(Y) for tau, Y in curves.items()}
+    return conjunction({"the bound": lambda level: bound, **rates})
 
 
 def draw_course(outcomes: Sequence[Outcome], judgement: Judgement) -> Any:
@@ -108,11 +105,10 @@ def curves_of_bias(outcomes: Sequence[Outcome]) -> dict[float, np.ndarray]:
 
 
 def judge_bias(outcomes: Sequence[Outcome]) -> Judgement:
-    curves = curves_of_bias(outcomes)
-    level = bonferroni(0.95, len(curves))
-    return all_of(
-        {f"tau = {tau:g}": judge_rate(slope_loglog(SHARES, Y, level=level), 2.0) for tau, Y in curves.items()}
-    )
+    def part(Y: Any) -> Callable[[float], Judgement]:
+        return lambda level: judge_rate(slope_loglog(SHARES, Y, level=level), 2.0)
+
+    return conjunction({f"tau = {tau:g}": part(Y) for tau, Y in curves_of_bias(outcomes).items()})
 
 
 def draw_bias(outcomes: Sequence[Outcome], judgement: Judgement) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,8 @@ import numpy as np
 from .. import figures
 from ..cells import Cell
 from ..claim import Claim, Control, Judgement, Outcome, Plan
-from ..statistics import all_of, bonferroni, judge_inequality, judge_rate, slope_loglog
-from ._game_runs import seeds_of
+from ..statistics import conjunction, judge_inequality, judge_rate, slope_loglog
+from ._game_runs import cell, seeds_of
 
 PAPER = "Wu et al. (arXiv 2405.00675)"
 TS = (100, 400, 1600, 6400)
@@ -21,7 +21,7 @@ def averages(
     plan: Plan, worlds: Sequence[str] = ("random", "listeners"), seeds: int = 0, fault: str = "none"
 ) -> list[Cell]:
     return [
-        Cell("claims._game_runs:averages", {"world": w, "Ts": TS, "fault": fault}, s)
+        cell("averages", s, world=w, Ts=TS, fault=fault)
         for w in worlds
         for s in seeds_of(w, plan.seed_range(quick=seeds or 16, full=seeds or 40))
     ]
@@ -35,13 +35,13 @@ def curves(outcomes: Sequence[Outcome]) -> dict[str, np.ndarray]:
 
 def judge_averages(outcomes: Sequence[Outcome]) -> Judgement:
     slack = [b - e for o in outcomes for b, e in zip(o["bound"], o["exploitability"], strict=True)]
-    found = curves(outcomes)
-    level = bonferroni(0.95, len(found))
-    rates = {
-        f"exponent, {w}": judge_rate(slope_loglog(TS, Y, level=level), -0.5, sense="at_most")
-        for w, Y in found.items()
-    }
-    return all_of({"the regret bound": judge_inequality(slack), **rates})
+    bound = judge_inequality(slack)
+
+    def part(Y: Any) -> Callable[[float], Judgement]:
+        return lambda level: judge_rate(slope_loglog(TS, Y, level=level), -0.5, sense="at_most")
+
+    rates = {f"exponent, {w}": part(Y) for w, Y in curves(outcomes).items()}
+    return conjunction({"the regret bound": lambda level: bound, **rates})
 
 
 def draw_averages(outcomes: Sequence[Outcome], judgement: Judgement) -> Any:
