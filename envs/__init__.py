@@ -42,6 +42,12 @@ if TYPE_CHECKING:  # pragma: no cover
     from .mdp import FiniteMDP as FiniteMDP
     from .populations import LabelNoise as LabelNoise
     from .populations import Mixture as Mixture
+    from .preference_games import PreferenceGame as PreferenceGame
+    from .preference_games import bradley_terry_game as bradley_terry_game
+    from .preference_games import cyclic_game as cyclic_game
+    from .preference_games import random_game as random_game
+    from .preference_games import sound_quality_game as sound_quality_game
+    from .preference_games import three_type_game as three_type_game
     from .ranking import PlackettLuce as PlackettLuce
     from .recorded import RecordedAnnotator as RecordedAnnotator
     from .replay import Replay as Replay
@@ -93,6 +99,14 @@ _EXPORTS = {
     "populations": (
         "LabelNoise",
         "Mixture",
+    ),
+    "preference_games": (
+        "PreferenceGame",
+        "bradley_terry_game",
+        "cyclic_game",
+        "random_game",
+        "sound_quality_game",
+        "three_type_game",
     ),
     "ranking": ("PlackettLuce",),
     "recorded": ("RecordedAnnotator",),

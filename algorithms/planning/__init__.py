@@ -11,6 +11,17 @@ from .dynamic import (
     state_occupancy,
     value_iteration,
 )
+from .games import (
+    GameSolution,
+    best_response,
+    best_response_value,
+    duality_gap,
+    exploitability,
+    mirror_prox,
+    nash,
+    regularised_nash,
+    regularised_preference,
+)
 from .policies import check_policy, greedy, probabilities, restrict, uniform_policy
 from .returns import ReturnLaw, best_of_n, best_of_n_kl, pass_at_k, return_law, win_rate
 from .sequences import (
@@ -26,6 +37,7 @@ from .soft import SoftSolution, soft_maximum, soft_value_iteration
 
 __all__ = [
     "Evaluation",
+    "GameSolution",
     "ReturnLaw",
     "SequenceGibbs",
     "SoftSolution",
@@ -33,17 +45,25 @@ __all__ = [
     "bellman_residual",
     "best_of_n",
     "best_of_n_kl",
+    "best_response",
+    "best_response_value",
     "check_policy",
+    "duality_gap",
     "evaluate",
     "expected_reward",
+    "exploitability",
     "greedy",
     "leaf_blocks",
     "leaf_returns",
     "leaf_tokens",
     "leaf_trajectories",
+    "mirror_prox",
+    "nash",
     "occupancy",
     "pass_at_k",
     "probabilities",
+    "regularised_nash",
+    "regularised_preference",
     "regularised_value",
     "restrict",
     "return_law",
