@@ -20,7 +20,7 @@ help: ## this list
 	  | while IFS="$$(printf '\t')" read -r name what; do printf '  make %-10s %s\n' "$$name" "$$what"; done
 	@echo 'PYTHON=python3.12 chooses the interpreter for .venv, ARGS="..." is passed on, JOBS=4 sets the test processes.'
 
-verify: $(VENV)/.run ## check every claim and write reports/verify (minutes)
+verify: $(VENV)/.run ## check every claim and write reports/verify (a quarter of an hour)
 	$(BIN)/preflab verify --out reports/verify $(ARGS)
 
 test: $(VENV)/.dev ## the test suite, without what needs a language model or a GPU

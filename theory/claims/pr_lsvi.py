@@ -32,7 +32,7 @@ WORLDS = ("tabular", "random_linear", "hypercube", "language")
 # The threshold at the shortest horizon T_0, of the order of the range of returns; larger ones are never exceeded.
 EPS_0 = {"tabular": 1.0, "random_linear": 0.8, "hypercube": 0.8, "language": 1.0}
 T_0, BURN_IN = 500, 1000
-SEEDS = {"tabular": 16, "random_linear": 32, "hypercube": 16, "language": 20}  # by the spread of their regret
+SEEDS = {"tabular": 16, "random_linear": 32, "hypercube": 16, "language": 12}  # by the spread of their regret
 BETAS = (0.0, 0.25, 0.5)
 LABELS = {
     0.0: r"constant $\varepsilon$",
