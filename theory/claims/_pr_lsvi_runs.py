@@ -143,13 +143,6 @@ class NormOfOne(PRLSVI):
         return pair, self.features.of(pair)[0]
 
 
-class AsksByCoin(PRLSVI):
-    """Line 12 broken: asks by coin, so that Sigma_r need not grow by more than log(1 + c) a query."""
-
-    def _query(self, gap: float, coin: float) -> bool:
-        return coin < 0.5
-
-
 class Scheduled(PRLSVI):
     """The passive baseline at exactly q labels: they are asked on q episodes drawn at random beforehand."""
 
@@ -196,7 +189,6 @@ FAULTS: dict[str, type[PRLSVI]] = {
     "threshold_on_root": ThresholdOnRoot,
     "asks_the_known": AsksTheKnown,
     "norm_of_one": NormOfOne,
-    "asks_by_coin": AsksByCoin,
 }
 
 
