@@ -7,6 +7,7 @@ the `Run` protocol; a run of N then M episodes equals a run of N+M, bit for bit,
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,3 +55,30 @@ class AlgorithmSpec:
     @property
     def setting_names(self) -> tuple[str, ...]:
         return tuple(f.name for f in dataclasses.fields(self.settings) if f.init)
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """A policy-optimisation loss by name: a pure function in the form of `optimisation.losses`.
+
+    An algorithm module with a loss exposes one `LOSS = LossSpec(...)`. The loss's positional arguments are tensors, its
+    keyword-only ones the paper's parameters.
+    """
+
+    name: str
+    title: str
+    paper: str
+    loss: Callable[..., Any]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The tensors that the loss takes, in order."""
+        return self._names(inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return self._names(inspect.Parameter.KEYWORD_ONLY)
+
+    def _names(self, kind: Any) -> tuple[str, ...]:
+        given = inspect.signature(self.loss).parameters.values()
+        return tuple(p.name for p in given if p.kind is kind)

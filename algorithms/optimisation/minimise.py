@@ -1,0 +1,137 @@
+r"""Minimise a differentiable function of a flat vector until its gradient says so.
+
+L-BFGS (scipy) brings the gradient down as far as differences of the function's values can be seen, which is about the
+root of the rounding error. From there Newton's method goes on with gradients alone: each step solves H s = -g by MINRES
+on Hessian-vector products, which needs no regular H (softmax tables have flat directions, along which g is 0), and is
+halved until |g| falls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...envs.kernels import Array
+from .tables import SoftmaxTable, Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Minimum:
+    """theta (n,); value = f(theta); gradient = max |df/dtheta|, the certificate; iterations of both methods."""
+
+    theta: Tensor
+    value: float
+    gradient: float
+    iterations: int
+
+
+def minimise(
+    f: Callable[[Tensor], Tensor],
+    start: Tensor,
+    *,
+    tolerance: float = 1e-10,
+    max_iterations: int = 2000,
+    newton_steps: int = 40,
+) -> Minimum:
+    """A stationary point of f near `start`, with max |gradient| <= tolerance; ArithmeticError where it is not reached.
+
+    For convex f, and for a convex f of the log-probabilities of a softmax table or a prefix tree (which reach every
+    law), a stationary point is a global minimiser. Where the infimum is not attained (a preference that is certain),
+    the point is where the gradient fell below the tolerance.
+    """
+    import torch
+    from scipy.optimize import minimize
+
+    def value_and_gradient(x: Array) -> tuple[float, Array]:
+        theta = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+        value = f(theta)
+        (gradient,) = torch.autograd.grad(value, theta)
+        return value.item(), gradient.numpy()
+
+    x = start.detach().numpy().astype(np.float64)
+    options = {
+        "maxiter": max_iterations,
+        "maxfun": 2 * max_iterations,
+        "maxcor": 30,
+        "ftol": 0.0,
+        "gtol": tolerance,
+    }
+    found = minimize(value_and_gradient, x, jac=True, method="L-BFGS-B", options=options)
+    x, value, g = found.x, float(found.fun), np.asarray(found.jac)
+    iterations = int(found.nit)
+    for _ in range(newton_steps):
+        if not np.abs(g).max() > tolerance:
+            break
+        step = _newton_direction(f, x, g)
+        length = 1.0
+        while True:
+            trial, new = value_and_gradient(x + length * step)
+            if np.linalg.norm(new) < (1 - 1e-4 * length) * np.linalg.norm(g) or length < 1e-3:
+                break
+            length /= 2
+        x, value, g = x + length * step, trial, new
+        iterations += 1
+    largest = float(np.abs(g).max())
+    if not largest <= tolerance:
+        raise ArithmeticError(
+            f"the gradient is {largest:.3g} after {iterations} iterations, above the tolerance {tolerance:.3g}: "
+            "raise max_iterations or the tolerance"
+        )
+    return Minimum(torch.tensor(x), value, largest, iterations)
+
+
+def fit(
+    loss: Callable[[Tensor], Tensor],
+    table: Table,
+    log_start: Array | None = None,
+    *,
+    tolerance: float = 1e-10,
+    max_iterations: int = 2000,
+) -> Minimum:
+    """The parameters of `table` that minimise a loss of the log-probabilities of all its responses.
+
+    loss       log-probabilities (prompts * responses,) -> scalar
+    log_start  log-probabilities to start from; None = uniform. Where the loss leaves something free, it stays there
+
+    A loss of whole responses sees only their law, and every law is a softmax table and a prefix tree alike. So it is
+    minimised on the softmax table of the responses, where the losses of comparisons are well conditioned (on a tree a
+    logit moves everything below it), and read back by the chain rule. The certificate is the gradient in the table's
+    own parameters.
+    """
+    import torch
+
+    responses = SoftmaxTable(table.responses, table.prompts)
+    found = minimise(
+        lambda theta: loss(responses.log_probabilities(theta)),
+        responses.start(log_start),
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+    )
+    theta = table.start(responses.log_probabilities(found.theta).numpy()).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(loss(table.log_probabilities(theta)), theta)
+    return Minimum(theta.detach(), found.value, float(gradient.abs().max()), found.iterations)
+
+
+def _newton_direction(f: Callable[[Tensor], Tensor], x: Array, g: Array) -> Array:
+    """-H^{-1} g on the range of H, by MINRES."""
+    import torch
+    from scipy.sparse.linalg import LinearOperator, minres
+
+    theta = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(f(theta), theta, create_graph=True)
+    if not gradient.requires_grad:  # f is linear here
+        return np.zeros_like(g)
+
+    def product(v: Array) -> Array:
+        (hv,) = torch.autograd.grad(gradient, theta, torch.as_tensor(v.reshape(-1)), retain_graph=True)
+        return hv.numpy()
+
+    H = LinearOperator((len(x), len(x)), matvec=product, dtype=np.float64)
+    step, _ = minres(H, -g, rtol=1e-8, maxiter=400)
+    return step
