@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,6 +20,25 @@ from .links import LOGISTIC
 from .option_table import nearest
 
 TOLERANCE = 1e-9  # of P + P^T = 1 and of the sum of a law
+
+
+class Game(Protocol):
+    """What solvers and self-play ask of a game of n responses. Its matrix P need not be stored.
+
+    reference, log_reference  mu (n,), positive everywhere, and its logarithm
+    wins(policy)              P policy (n,): how often each response is preferred to the policy's
+    probability(a, b)         P(a > b) of two laws
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def reference(self) -> Array: ...
+    @property
+    def log_reference(self) -> Array: ...
+    def __len__(self) -> int: ...
+    def wins(self, policy: Array) -> Array: ...
+    def probability(self, first: ArrayLike, second: ArrayLike) -> float: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,17 +65,12 @@ class PreferenceGame:
         sums = P + P.T
         where = "{cell} + its mirror image is {value}, not 1; give ties half to each side"
         _refuse(sums, ~(np.abs(sums - 1) <= TOLERANCE), where)
-        mu = np.full(n, 1 / n) if self.reference is None else check_law(self.reference, n, "reference")
-        if not (mu > 0).all():
-            i = int(np.argmin(mu))
-            raise ValueError(
-                f"reference[{i}] is {mu[i]}; every response needs mass: leave the response out of the game"
-            )
+        mu = check_reference(self.reference, n)
         names = tuple(map(str, self.names)) or tuple(map(str, range(n)))
         if len(names) != n or len(set(names)) < n:
             raise ValueError(f"names are {len(names)} ({len(set(names))} different) for {n} responses")
         P = (P + (1 - P.T)) / 2
-        for key, array in (("P", P), ("reference", mu / mu.sum())):
+        for key, array in (("P", P), ("reference", mu)):
             array.setflags(write=False)
             object.__setattr__(self, key, array)
         object.__setattr__(self, "names", names)
@@ -72,6 +87,10 @@ class PreferenceGame:
         if name not in self.names:
             raise ValueError(f"response {name!r} {nearest(name, self.names)}")
         return self.names.index(name)
+
+    def wins(self, policy: Array) -> Array:
+        """P policy (n,): the probability that each response is preferred to one of the policy's."""
+        return self.P @ policy
 
     def probability(self, first: ArrayLike, second: ArrayLike) -> float:
         """P(first > second) = E_{y ~ first, y' ~ second} P[y, y']; both are laws (n,)."""
@@ -97,6 +116,17 @@ def check_law(law: ArrayLike, n: int, name: str = "policy") -> Array:
     if not abs(law.sum() - 1) <= TOLERANCE:
         raise ValueError(f"{name} sums to {law.sum():.6g}, not to 1")
     return law
+
+
+def check_reference(reference: ArrayLike | None, n: int) -> Array:
+    """A law with mass everywhere, summing to 1 up to rounding; None = uniform."""
+    mu = np.full(n, 1 / n) if reference is None else check_law(reference, n, "reference")
+    if not (mu > 0).all():
+        i = int(np.argmin(mu))
+        raise ValueError(
+            f"reference[{i}] is {mu[i]}; every response needs mass: leave the response out of the game"
+        )
+    return mu / mu.sum()
 
 
 def bradley_terry_game(rewards: ArrayLike, **fields: object) -> PreferenceGame:
