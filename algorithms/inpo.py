@@ -20,32 +20,25 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..envs.kernels import Array
-from ..envs.preference_games import PreferenceGame
+from ..envs.preference_games import Game, PreferenceGame
 from .planning.games import best_response, check_tau, softmax
-from .self_play import SelfPlay, Step, constant, decreasing
+from .self_play import SelfPlay
 
 
 class INPO(SelfPlay):
-    """eta: None = 2 / (tau (t + 2)), the last-iterate schedule; a number = constant; or a function t -> eta_t."""
-
-    def __init__(
-        self,
-        game: PreferenceGame,
-        tau: float,
-        eta: float | Step | None = None,
-        start: ArrayLike | None = None,
-    ) -> None:
-        tau = check_tau(tau)
-        step = decreasing(tau) if eta is None else eta if callable(eta) else constant(eta)
-        super().__init__(game, tau, step, start)
+    """INPO(game, tau, eta=None, start=None), see `SelfPlay`; eta = None is the schedule of the last iterate."""
 
     def _next(self, eta: float) -> tuple[Array, Array]:
         share = eta * self.tau
-        anchor = (1 - share) * self.log_policy + share * self.game.log_reference
-        return softmax(anchor + eta * (self.game.P @ self.policy))
+        anchor = (1 - share) * self.log_policy
+        anchor += share * self.game.log_reference
+        wins = self.game.wins(self.policy)
+        wins *= eta
+        wins += anchor
+        return softmax(wins)
 
 
-def ipo(game: PreferenceGame, opponent: ArrayLike, tau: float) -> Array:
+def ipo(game: Game, opponent: ArrayLike, tau: float) -> Array:
     """IPO's solution, mu exp(P(y > opponent) / tau) / Z: argmax_pi P(pi > opponent) - tau KL(pi, mu).
 
     M. G. Azar, M. Rowland, B. Piot, et al., "A General Theoretical Paradigm to Understand Learning from Human

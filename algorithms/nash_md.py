@@ -16,31 +16,25 @@ the limit is the best response to its own mixture, which is not pi*: its KL to p
 
 from __future__ import annotations
 
-from numpy.typing import ArrayLike
+import numpy as np
 
 from ..envs.kernels import Array
-from ..envs.preference_games import PreferenceGame
-from .planning.games import check_tau, softmax
-from .self_play import SelfPlay, Step, constant, decreasing, mixture
+from .planning.games import softmax
+from .self_play import SelfPlay
 
 
 class NashMD(SelfPlay):
-    """eta: None = the paper's decreasing steps, a number = that constant step, or a function t -> eta_t."""
-
-    def __init__(
-        self,
-        game: PreferenceGame,
-        tau: float,
-        eta: float | Step | None = None,
-        start: ArrayLike | None = None,
-    ) -> None:
-        tau = check_tau(tau)
-        step = decreasing(tau) if eta is None else eta if callable(eta) else constant(eta)
-        super().__init__(game, tau, step, start)
+    """NashMD(game, tau, eta=None, start=None), see `SelfPlay`; eta = None are the paper's decreasing steps."""
 
     def _next(self, eta: float) -> tuple[Array, Array]:
-        opponent, log_mixture = mixture(self.log_policy, self.game.log_reference, eta * self.tau)
-        wins = self.game.P @ opponent
+        # The mixture up to its normaliser, which the last softmax takes out.
+        share = eta * self.tau
+        log_mixture = (1 - share) * self.log_policy
+        log_mixture += share * self.game.log_reference
+        log_mixture -= log_mixture.max()
+        opponent = np.exp(log_mixture)
+        opponent /= opponent.sum()
+        wins = self.game.wins(opponent)
         wins *= eta
         wins += log_mixture
         return softmax(wins)

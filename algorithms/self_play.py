@@ -1,24 +1,24 @@
-"""Policies that learn by playing against themselves: the state that Nash-MD, INPO and SPPO share.
+"""Policies that learn by playing against themselves: what Nash-MD, INPO, SPPO and their optimistic form share.
 
 Each step is exact mirror ascent in KL geometry against a fixed opponent,
 
     log pi_{t+1} = (1 - eta tau) log pi_t + eta tau log mu + eta P(. > opponent) + const,
 
-on the logarithms of the policy, so that no response is lost to underflow. It costs one product with P.
+on the logarithms of the policy, so that no response is lost to underflow. It costs one product with P, `game.wins`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ..envs.kernels import Array
-from ..envs.preference_games import PreferenceGame, check_law
-from .planning.games import softmax
+from ..envs.preference_games import Game, check_law
+from .planning.games import check_tau, softmax
 
 Step = Callable[[int], float]
 
@@ -43,13 +43,25 @@ def mixture(log_policy: Array, log_reference: Array, share: float) -> tuple[Arra
 class SelfPlay:
     """A run: advance(N) then advance(M) equals advance(N + M), bit for bit.
 
+    eta    the steps: None = 2 / (tau (t + 2)) (`decreasing`), a number = that constant step, or a function t -> eta_t
+    tau    positive; 0 for the methods without temperature, whose class says `tempered = False`
+    start  a law with full support, None = mu
     policy, log_policy  pi_t (n,), normalised
     t                   steps made
     average             the mean of pi_0, ..., pi_{t-1}, the opponents so far (pi_0 before the first step)
     """
 
-    def __init__(self, game: PreferenceGame, tau: float, step: Step, start: ArrayLike | None = None) -> None:
-        self.game, self.tau, self.step = game, tau, step
+    tempered: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        game: Game,
+        tau: float,
+        eta: float | Step | None = None,
+        start: ArrayLike | None = None,
+    ) -> None:
+        self.game, self.tau = game, check_tau(tau) if self.tempered else 0.0
+        self.step = decreasing(self.tau) if eta is None else eta if callable(eta) else constant(eta)
         law = game.reference if start is None else check_law(start, len(game), "start")
         if not (law > 0).all():
             raise ValueError(f"start[{int(np.argmin(law))}] is 0; mirror ascent cannot bring a response back")

@@ -16,9 +16,9 @@ import math
 from numpy.typing import ArrayLike
 
 from ..envs.kernels import Array
-from ..envs.preference_games import PreferenceGame
+from ..envs.preference_games import Game
 from .planning.games import softmax
-from .self_play import SelfPlay, Step, constant
+from .self_play import SelfPlay, Step
 
 
 def hedge_step(n: int, steps: int) -> float:
@@ -29,11 +29,13 @@ def hedge_step(n: int, steps: int) -> float:
 class SPPO(SelfPlay):
     """eta: a constant step, or a function t -> eta_t."""
 
-    def __init__(self, game: PreferenceGame, eta: float | Step, start: ArrayLike | None = None) -> None:
-        super().__init__(game, 0.0, eta if callable(eta) else constant(eta), start)
+    tempered = False
+
+    def __init__(self, game: Game, eta: float | Step, start: ArrayLike | None = None) -> None:
+        super().__init__(game, 0.0, eta, start)
 
     def _next(self, eta: float) -> tuple[Array, Array]:
-        wins = self.game.P @ self.policy
+        wins = self.game.wins(self.policy)
         wins *= eta
         wins += self.log_policy
         return softmax(wins)

@@ -249,7 +249,7 @@ def _newton(
             return u, iteration
         step = _krylov_step(A, pi, G) if n >= _LARGE else None
         if step is None:
-            step = _direct_step(A, pi, wins, G, _NO_MASS * tau)
+            step = _direct_step(A, pi, wins, G, _NO_MASS * min(tau, 1.0))
         u, (pi, wins, G, norm) = _damped(u, step, norm, residual)
     raise _unfinished(game, tau, norm, max_iterations)
 

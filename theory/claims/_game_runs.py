@@ -61,7 +61,7 @@ class SwappedWeights(NashMD):
 
     def _next(self, eta: float) -> tuple[Array, Array]:
         opponent, log_mixture = mixture(self.log_policy, self.game.log_reference, 1 - eta * self.tau)
-        return softmax(log_mixture + eta * (self.game.P @ opponent))
+        return softmax(log_mixture + eta * self.game.wins(opponent))
 
 
 class OwnOpponent(NashMD):
@@ -69,7 +69,7 @@ class OwnOpponent(NashMD):
 
     def _next(self, eta: float) -> tuple[Array, Array]:
         _, log_mixture = mixture(self.log_policy, self.game.log_reference, eta * self.tau)
-        return softmax(log_mixture + eta * (self.game.P @ self.policy))
+        return softmax(log_mixture + eta * self.game.wins(self.policy))
 
 
 class ArithmeticMixture(NashMD):
@@ -78,7 +78,7 @@ class ArithmeticMixture(NashMD):
     def _next(self, eta: float) -> tuple[Array, Array]:
         share = eta * self.tau
         mixed = (1 - share) * self.policy + share * self.game.reference
-        return softmax(np.log(mixed) + eta * (self.game.P @ mixed))
+        return softmax(np.log(mixed) + eta * self.game.wins(mixed))
 
 
 class MixtureOpponent(INPO):
@@ -86,14 +86,14 @@ class MixtureOpponent(INPO):
 
     def _next(self, eta: float) -> tuple[Array, Array]:
         opponent, log_mixture = mixture(self.log_policy, self.game.log_reference, eta * self.tau)
-        return softmax(log_mixture + eta * (self.game.P @ opponent))
+        return softmax(log_mixture + eta * self.game.wins(opponent))
 
 
 class Losing(SPPO):
     """Climbs the probability to lose, P(pi_t > .)."""
 
     def _next(self, eta: float) -> tuple[Array, Array]:
-        return softmax(self.log_policy + eta * (self.policy @ self.game.P))
+        return softmax(self.log_policy + eta * (1 - self.game.wins(self.policy)))
 
 
 KINDS: dict[str, type[NashMD] | type[INPO]] = {
