@@ -6,7 +6,7 @@ an inverse step; here eta = 1 / eta_paper, so that INPO, Nash-MD and SPPO read a
   pi_{t+1}(y) ∝ exp(eta P(y > pi_t)) mu(y)^{eta tau} pi_t(y)^{1 - eta tau},   eta tau <= 1 (the paper: eta_paper >= tau)
 
 Its fixed point, for every step, is the regularised equilibrium pi* ∝ mu exp(P(. > pi*) / tau). The step is also the
-minimiser of a loss that needs no win rates, only who won (`population_loss`):
+minimiser of a loss that needs no win rates, only who won (`inpo_loss`):
 
   L_t(pi) = E_{y, y' ~ pi_t, (y_w, y_l) by P} [(h_t(y_w, y_l) - eta / 2)^2],
   h_t(y, y') = log pi(y)/pi(y') - eta tau log mu(y)/mu(y') - (1 - eta tau) log pi_t(y)/pi_t(y').
@@ -16,13 +16,17 @@ At eta = 1 / tau it is IPO (`ipo`), the best response to the law that the pairs 
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import ArrayLike
+from typing import TYPE_CHECKING
 
 from ..envs.kernels import Array
-from ..envs.preference_games import Game, PreferenceGame
-from .planning.games import best_response, check_tau, softmax
+from .ipo import square_loss
+from .optimisation.losses import check_positive, check_share, margin
+from .planning.games import softmax
 from .self_play import SelfPlay
+from .spec import LossSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class INPO(SelfPlay):
@@ -38,26 +42,29 @@ class INPO(SelfPlay):
         return softmax(wins)
 
 
-def ipo(game: Game, opponent: ArrayLike, tau: float) -> Array:
-    """IPO's solution, mu exp(P(y > opponent) / tau) / Z: argmax_pi P(pi > opponent) - tau KL(pi, mu).
+def inpo_loss(
+    policy: Tensor,
+    reference: Tensor,
+    previous: Tensor,
+    preferred: Tensor,
+    weight: Tensor | None = None,
+    *,
+    tau: float,
+    eta: float,
+) -> Tensor:
+    """L_t on comparisons (..., 2) whose responses were both drawn from pi_t; the form is `optimisation.losses`'.
 
-    M. G. Azar, M. Rowland, B. Piot, et al., "A General Theoretical Paradigm to Understand Learning from Human
-    Preferences" (arXiv 2310.12036).
+    previous  log pi_t of both responses; reference: log mu. tau > 0; eta > 0 the step, eta tau <= 1 (the paper's
+    eta is 1 / eta, its practice 1 / eta = 7.5e-3, tau = eta_paper / 3)
     """
-    return best_response(game, opponent, check_tau(tau))
+    share = check_share(check_positive(eta, "eta") * check_positive(tau, "tau"), "eta tau")
+    anchor = share * reference + (1 - share) * previous
+    return square_loss(margin(policy, anchor), preferred, eta / 2, weight)
 
 
-def population_loss(
-    game: PreferenceGame, log_policy: Array, anchor: Array, pairs: Array, margin: float
-) -> float:
-    """E over y, y' iid from `pairs`, the winner w by P, of (d(w) - d(l) - margin)^2 with d = log_policy - anchor.
-
-    INPO's L_t: anchor = eta tau log mu + (1 - eta tau) log pi_t, pairs = pi_t, margin = eta / 2.
-    IPO: anchor = log mu, pairs = the law of the data, margin = 1 / (2 tau). Shapes (n,); enumerated, exact.
-    """
-    d = log_policy - anchor
-    h = d[:, None] - d
-    weights = (
-        2 * np.outer(pairs, pairs) * game.P
-    )  # i won against j, and the same pair drawn the other way round
-    return float((weights * (h - margin) ** 2).sum())
+LOSS = LossSpec(
+    name="inpo",
+    title="Iterative Nash policy optimisation",
+    paper="Zhang et al., ICLR 2025 (arXiv 2407.00617)",
+    loss=inpo_loss,
+)

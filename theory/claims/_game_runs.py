@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...algorithms.inpo import INPO, ipo
+from ...algorithms.inpo import INPO
 from ...algorithms.nash_md import NashMD
 from ...algorithms.planning.games import divergences, exploitability, kl, nash, regularised_nash, softmax
 from ...algorithms.self_play import SelfPlay, mixture
@@ -205,33 +205,6 @@ def three_types(*, seed: int, exchanged: bool = False, rule: str = "nash") -> di
         "newton": float(np.abs(2 * colder - cold - closed).max()),
         "jump": int(np.argmax(borda(g.P))) == int(e > 0),
     }
-
-
-def loss_minimiser(*, seed: int, share: float, fault: str = "none") -> dict[str, Any]:
-    """The minimiser of INPO's population loss, by linear least squares over all pairs, against the closed-form step.
-
-    The loss is a quadratic in u = log pi: sum over ordered pairs of pi_t(i) pi_t(j) P(i > j) (d_i - d_j - eta/2)^2,
-    d = u - anchor. share = eta tau; at share = 1 it is IPO on pairs of pi_t.
-    """
-    g, rng = game(seed), np.random.default_rng([seed, 2])
-    n, tau = len(g), float(rng.uniform(0.1, 1))
-    eta = share / tau
-    law = 0.9 * rng.dirichlet(np.ones(n)) + 0.1 / n
-    anchor = share * g.log_reference + (1 - share) * np.log(law)
-    if fault == "no_policy_term":  # IPO's anchor
-        anchor = g.log_reference
-    pairs = g.reference if fault == "pairs_of_reference" else law
-    margin = 1 / eta / 2 if fault == "inverse_step" else eta / 2
-    i, j = (x.ravel() for x in np.indices((n, n)))
-    weight = np.sqrt(pairs[i] * pairs[j] * g.P[i, j])
-    rows = np.zeros((n * n, n))
-    rows[np.arange(n * n), i] += weight
-    rows[np.arange(n * n), j] -= weight
-    d = np.linalg.lstsq(rows, weight * margin, rcond=None)[0]
-    found = softmax(anchor + d)[0]
-    step = INPO(g, tau, eta, law).advance(1).policy
-    closed = ipo(g, law, tau) if share == 1 else step
-    return {"error": float(np.abs(found - closed).max()), "step": float(np.abs(step - closed).max())}
 
 
 def steps_agree(*, seed: int, share: float, fault: str = "none") -> dict[str, Any]:

@@ -10,13 +10,14 @@ from ..cells import Cell
 from ..claim import Claim, Control, Judgement, Outcome, Plan
 from ..statistics import judge_identity
 from ._game_runs import cell
+from ._loss_runs import cell as loss_cell
 
 PAPER = "Zhang et al., ICLR 2025 (arXiv 2407.00617)"
 
 
 def minimisers(plan: Plan, shares: Sequence[float] = (0.1, 0.3, 0.7, 1.0), fault: str = "none") -> list[Cell]:
     return [
-        cell("loss_minimiser", s, share=share, fault=fault)
+        loss_cell("inpo_minimiser", s, share=share, fault=fault)
         for s in plan.seed_range(quick=8, full=30)
         for share in shares
     ]
