@@ -1,4 +1,4 @@
-"""Claims about Nash-MD (`algorithms/nash_md.py`) on exact preference games.
+"""Claims about Nash-MD (`algorithms/nash_md.py`) and the regularised equilibrium on exact preference games.
 
 The games are random (3 to 8 responses, a random reference), cycles, and the recorded answers of the listeners of
 SoundQuality; the equilibrium pi* is Newton's, certified by its exploitability. The constants of Theorem 1 are loose, so
@@ -16,6 +16,8 @@ from .. import figures
 from ..cells import Cell
 from ..claim import Claim, Control, Judgement, Outcome, Plan
 from ..statistics import all_of, conjunction, judge_identity, judge_inequality, judge_rate, slope_loglog
+from ._equilibrium_runs import WORLDS
+from ._equilibrium_runs import cell as equilibrium
 from ._game_runs import cell, seeds_of
 
 PAPER = "Munos et al., ICML 2024 (arXiv 2312.00886)"
@@ -137,6 +139,49 @@ def judge_people(outcomes: Sequence[Outcome]) -> Judgement:
             "linear program": judge_identity([o["linear_program"] for o in outcomes]),
             "temperature to 0": judge_identity([o["newton"] for o in outcomes]),
             "the highest Borda score jumps at e = 0": judge_identity(jumps),
+        }
+    )
+
+
+# ---- the regularised equilibrium -------------------------------------------------------------------------------------
+
+
+def cold_limits(plan: Plan, fault: str = "none") -> list[Cell]:
+    return [
+        equilibrium("cold_limit", s, world=world, taus=(1.0, 0.1, 0.01, 0.001, 1e-5), fault=fault)
+        for s in plan.seed_range(quick=8, full=40)
+        for world in WORLDS
+    ]
+
+
+def judge_cold_limit(outcomes: Sequence[Outcome]) -> Judgement:
+    """To 1e-6: the extrapolation leaves what the second order in tau = 2e-6 does, the residual 64 eps / tau."""
+    return all_of(
+        {
+            "the limit": judge_identity([o["limit"] for o in outcomes], 1e-6),
+            "never further from the reference": judge_inequality(
+                [s for o in outcomes for s in o["slack"]], 1e-12
+            ),
+            "the program's certificates": judge_identity([o["gap"] for o in outcomes]),
+        }
+    )
+
+
+def proxes(plan: Plan, kind: str = "mirror_prox") -> list[Cell]:
+    return [
+        equilibrium("prox", s, world=world, tau=tau, step=step, T=200, kind=kind)
+        for world in ("random", "cyclic")
+        for s in plan.seed_range(quick=6, full=24)
+        for tau in (0.02, 0.1, 1.0)
+        for step in (0.5, 1.0, 2.0)
+    ]
+
+
+def judge_prox(outcomes: Sequence[Outcome]) -> Judgement:
+    return all_of(
+        {
+            "every step": judge_inequality([o["contraction"] for o in outcomes]),
+            "from the start": judge_inequality([o["bound"] for o in outcomes], 1e-15),
         }
     )
 
@@ -277,6 +322,56 @@ CLAIMS = (
                 "bradley_terry",
                 "the response with the highest Borda score in place of the equilibrium",
                 lambda plan: people(plan, rule="bradley_terry"),
+            ),
+        ),
+    ),
+    Claim(
+        name="nash_md.cold_limit",
+        kind="identity",
+        title="As the temperature falls to 0 the equilibrium goes to the Nash equilibrium closest to the reference",
+        statement=r"$\lim_{\tau \to 0} \pi^*_\tau = \arg\min \{\mathrm{KL}(\pi, \mu) : \pi$ a Nash equilibrium of "
+        r"$P\}$, and $\mathrm{KL}(\pi^*_\tau, \mu)$ is at most this minimum at every $\tau$.",
+        assumptions=("games with a continuum of equilibria, and with one",),
+        source=f"{PAPER}; proved in `algorithms/planning/max_entropy.py`",
+        cells=cold_limits,
+        judge=judge_cold_limit,
+        controls=(
+            Control(
+                "vertex",
+                "the equilibrium that linear programming finds",
+                lambda plan: cold_limits(plan, "vertex"),
+            ),
+            Control(
+                "uniform",
+                "the equilibrium of maximal entropy, whatever the reference",
+                lambda plan: cold_limits(plan, "uniform"),
+            ),
+        ),
+    ),
+    Claim(
+        name="nash_md.mirror_prox",
+        kind="inequality",
+        title="Mirror-prox converges linearly to the regularised equilibrium",
+        statement=r"With the penalty taken implicitly and steps $s \leq 2$: $(1 + s\tau)\, \mathrm{KL}(\pi^*_\tau, "
+        r"\pi_{t+1}) \leq \mathrm{KL}(\pi^*_\tau, \pi_t)$ at every step of every run.",
+        assumptions=(
+            r"$\tau > 0$",
+            r"$s \leq 2$, the inverse of the Lipschitz constant",
+            "a start with full support",
+        ),
+        source="the three-point inequality of both half steps; cf. Nash mirror-prox (arXiv 2505.19731)",
+        cells=proxes,
+        judge=judge_prox,
+        controls=(
+            Control(
+                "one_projection",
+                "mirror ascent: the step without its look ahead",
+                lambda plan: proxes(plan, "one_projection"),
+            ),
+            Control(
+                "from_the_half",
+                "the second half starts where the first ended",
+                lambda plan: proxes(plan, "from_the_half"),
             ),
         ),
     ),
