@@ -31,6 +31,7 @@ from ...envs.preference_games import PreferenceGame
 from .games import GameSolution, exploitability, kl, logarithm
 
 _CENTRED = 1e-13  # the last weight of the barrier
+_STEPS = 60  # of Newton, at each weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +130,7 @@ def _barrier(pi: Array, N: Array, log_mu: Array, loose: Array, name: str) -> tup
 
     nu, steps = 1.0 if len(loose) else _CENTRED, 0
     while True:
-        for _ in range(60):
+        for _ in range(_STEPS):
             slack = -(loose @ pi)
             weights = nu / slack
             gradient = N.T @ (np.log(pi) - log_mu + weights @ loose)

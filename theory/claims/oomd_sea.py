@@ -1,7 +1,8 @@
 """Claims about optimistic mirror descent (`algorithms/oomd_sea.py`) on losses of known noise and drift, and in games.
 
 The noise sigma and the drift Sigma are set, not estimated (`_oomd_sea_runs`), the comparator is exact, and regret is
-that of F_t, not of the noisy f_t. The theorems hide constants: what is claimed are exponents, and an inequality of their proof.
+that of F_t, not of the noisy f_t. The theorems hide constants: what is claimed are exponents, and an inequality of
+their proof.
 """
 
 from __future__ import annotations
