@@ -54,7 +54,10 @@ def test_help_teaches_by_example(command):
 
 def test_lists_as_json():
     data = json.loads(call("list", "--json").stdout)
-    assert set(data) == {"claims", "envs", "algorithms"}
+    assert set(data) == {"claims", "envs", "algorithms", "losses"}
+    (dpo,) = [loss for loss in data["losses"] if loss["name"] == "dpo"]
+    assert dpo["inputs"] == ["policy", "reference", "preferred", "weight"]
+    assert dpo["parameters"] == ["beta", "label_smoothing"]
     assert "preflab/RandomLinearMDP-v0" in data["envs"]
     (spec,) = [a for a in data["algorithms"] if a["name"] == "pr_lsvi"]
     assert "eps" in spec["settings"]
@@ -67,7 +70,7 @@ def test_lists_as_json():
 def test_lists_as_tables():
     done = call("list")
     assert done.exit_code == 0
-    for text in ("pr_lsvi", "preflab/DeepSea-v0", "Claims, for: preflab verify CLAIM"):
+    for text in ("pr_lsvi", "preflab/DeepSea-v0", "dpo", "Claims, for: preflab verify CLAIM"):
         assert text in done.stdout
 
 

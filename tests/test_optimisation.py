@@ -181,8 +181,34 @@ def test_a_tree_and_a_table_share_their_optimum():
     tree, table = PrefixTree(world.kernel), SoftmaxTable(n)
     direct = minimise(lambda t: loss(tree.log_probabilities(t)), tree.start(), tolerance=1e-12)
     for shape in (tree, table):
-        found = fit(loss, shape, reference.numpy(), tolerance=1e-13)
+        found = fit(loss, shape, reference.numpy(), importance=pairs.importance(n), tolerance=1e-13)
         assert found.gradient <= 1e-12
         torch.testing.assert_close(
             shape.log_probabilities(found.theta), tree.log_probabilities(direct.theta), atol=1e-9, rtol=0
         )
+
+
+def test_importance_makes_rare_responses_as_quick_as_frequent_ones():
+    n = 300
+    law = np.logspace(0, -9, n)
+    law /= law.sum()
+    target = torch.tensor(np.random.default_rng(0).normal(size=n))
+    weight = torch.tensor(law)
+
+    def loss(log_pi):  # least where log pi = target + constant
+        d = log_pi - target
+        return weight @ (d - weight @ d) ** 2
+
+    found = fit(loss, SoftmaxTable(n), importance=law, tolerance=1e-15)
+    log_pi = SoftmaxTable(n).log_probabilities(found.theta)
+    torch.testing.assert_close(log_pi, target.log_softmax(0), atol=1e-9, rtol=0)
+    assert found.iterations < 20
+    with pytest.raises(ArithmeticError):
+        fit(loss, SoftmaxTable(n), tolerance=1e-15, max_iterations=20)
+    with pytest.raises(ValueError, match=r"importance has shape \(2,\); expected \(300,\)"):
+        fit(loss, SoftmaxTable(n), importance=np.ones(2))
+
+
+def test_importance_of_a_response_is_the_weight_of_its_pairs():
+    pairs = Pairs([[0, 1], [1, 3]], [1, 0], [0.25, 0.75])
+    np.testing.assert_allclose(pairs.importance(5), [0.25, 1.0, 0.25, 0.75, 0.25])

@@ -348,6 +348,17 @@ def test_worlds_and_algorithms_by_name():
     assert registry.load_algorithms()["pr_lsvi"].name == "pr_lsvi"
 
 
+def test_every_loss_is_a_pure_function_of_tensors_and_named_after_its_module():
+    losses = registry.load_losses()
+    assert {"dpo", "ipo", "inpo", "sppo"} <= set(losses)
+    for name, spec in losses.items():
+        assert spec.loss.__module__ == f"preflab.algorithms.{name}"
+        assert spec.inputs[0] == "policy"
+        assert spec.inputs[-1] == "weight"
+        assert spec.title
+        assert spec.paper
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [(["other.name"], "must begin with paper"), (["paper.a", "paper.a"], "names two claims alike")],

@@ -93,7 +93,7 @@ def code_fingerprint() -> str:
                 digest.update(f"{room.__name__}/{path.relative_to(folder).as_posix()}\0".encode())
                 digest.update(hashlib.sha256(path.read_bytes()).digest())
     digest.update(f"python {sys.version_info[:2]}\0".encode())
-    for library in ("numpy", "scipy", "numba"):
+    for library in ("numpy", "scipy", "numba", "torch"):
         digest.update(f"{library} {importlib.metadata.version(library)}\0".encode())
     return digest.hexdigest()
 

@@ -1,8 +1,8 @@
 """What there is by name: claims, algorithms, worlds; and the nearest names to a wrong one.
 
 A module of `theory/claims` exposes `CLAIMS: tuple[Claim, ...]`, named "module.statement"; a module of `algorithms`
-exposes `ALGORITHM: AlgorithmSpec`; a world is a Gymnasium id under "preflab/". Modules that begin with an
-underscore (examples, self-tests) are not listed, and run when named.
+exposes `ALGORITHM: AlgorithmSpec` or `LOSS: LossSpec`; a world is a Gymnasium id under "preflab/". Modules that begin
+with an underscore (examples, self-tests) are not listed, and run when named.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
+from typing import Any
 
 from .. import algorithms as _algorithms
-from ..algorithms.spec import AlgorithmSpec
+from ..algorithms.spec import AlgorithmSpec, LossSpec
 from . import claims as _claims
 from .claim import Claim
 
@@ -82,14 +83,24 @@ def select_claims(names: Sequence[str] = ()) -> list[Claim]:
     return list(chosen.values())
 
 
-def load_algorithms() -> dict[str, AlgorithmSpec]:
-    """Every algorithm module's ALGORITHM by name."""
+def _of_algorithms(attribute: str) -> dict[str, Any]:
+    """The given attribute of every algorithm module that has it, by its name."""
     found = {}
     for name in _modules(_algorithms):
-        spec = getattr(importlib.import_module(f".{name}", _algorithms.__name__), "ALGORITHM", None)
+        spec = getattr(importlib.import_module(f".{name}", _algorithms.__name__), attribute, None)
         if spec is not None:
             found[spec.name] = spec
     return found
+
+
+def load_algorithms() -> dict[str, AlgorithmSpec]:
+    """Every algorithm module's ALGORITHM by name."""
+    return _of_algorithms("ALGORITHM")
+
+
+def load_losses() -> dict[str, LossSpec]:
+    """Every algorithm module's LOSS by name."""
+    return _of_algorithms("LOSS")
 
 
 def world_names() -> list[str]:

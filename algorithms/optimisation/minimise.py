@@ -91,6 +91,7 @@ def fit(
     table: Table,
     log_start: Array | None = None,
     *,
+    importance: Array | None = None,
     tolerance: float = 1e-10,
     max_iterations: int = 2000,
 ) -> Minimum:
@@ -98,6 +99,9 @@ def fit(
 
     loss       log-probabilities (prompts * responses,) -> scalar
     log_start  log-probabilities to start from; None = uniform. Where the loss leaves something free, it stays there
+    importance (prompts * responses,), positive: how much each response weighs in the loss, such as its probability to
+               be in a pair. The optimiser's variables are the logits times its root, which makes rare responses as
+               quick to learn as frequent ones; the tolerance is on the gradient in these variables
 
     A loss of whole responses sees only their law, and every law is a softmax table and a prefix tree alike. So it is
     minimised on the softmax table of the responses, where the losses of comparisons are well conditioned (on a tree a
@@ -107,13 +111,21 @@ def fit(
     import torch
 
     responses = SoftmaxTable(table.responses, table.prompts)
+    root = torch.ones(responses.size, dtype=torch.float64)
+    if importance is not None:
+        weights = np.asarray(importance, dtype=np.float64)
+        if weights.shape != (responses.size,) or not (weights > 0).all():
+            raise ValueError(
+                f"importance has shape {weights.shape}; expected ({responses.size},), all positive"
+            )
+        root = torch.tensor(np.sqrt(weights / weights.mean()))
     found = minimise(
-        lambda theta: loss(responses.log_probabilities(theta)),
-        responses.start(log_start),
+        lambda x: loss(responses.log_probabilities(x / root)),
+        responses.start(log_start) * root,
         tolerance=tolerance,
         max_iterations=max_iterations,
     )
-    theta = table.start(responses.log_probabilities(found.theta).numpy()).requires_grad_(True)
+    theta = table.start(responses.log_probabilities(found.theta / root).numpy()).requires_grad_(True)
     (gradient,) = torch.autograd.grad(loss(table.log_probabilities(theta)), theta)
     return Minimum(theta.detach(), found.value, float(gradient.abs().max()), found.iterations)
 

@@ -108,6 +108,11 @@ class Pairs:
         wins = np.bincount(where.reshape(-1), weights=first_won[different], minlength=len(pairs))
         return cls(pairs, wins / counts, counts / counts.sum())
 
+    def importance(self, responses: int) -> Array:
+        """(responses,): the weight of the pairs that hold a response, for `fit`; one in no pair counts as rare."""
+        weight = np.bincount(self.index.reshape(-1), weights=self.weight.repeat(2), minlength=responses)
+        return np.where(weight > 0, weight, weight[weight > 0].min())
+
     def tensors(self) -> tuple[Tensor, Tensor]:
         """preferred and weight for torch."""
         import torch

@@ -43,6 +43,7 @@ class Topic(StrEnum):
     claims = "claims"
     envs = "envs"
     algorithms = "algorithms"
+    losses = "losses"
 
 
 class Backend(StrEnum):
@@ -146,7 +147,7 @@ def list_(
     topic: Annotated[Topic | None, typer.Argument(help="What to list; without it, everything.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show the claims, worlds (envs) and algorithms that there are."""
+    """Show the claims, worlds (envs), algorithms and losses that there are."""
     _single_threaded()
     from .theory import registry
     from .theory.report import to_json
@@ -176,6 +177,17 @@ def list_(
                 }
                 for spec in registry.load_algorithms().values()
             ]
+        if topic in (None, Topic.losses):
+            data["losses"] = [
+                {
+                    "name": spec.name,
+                    "title": spec.title,
+                    "paper": spec.paper,
+                    "inputs": list(spec.inputs),
+                    "parameters": list(spec.parameters),
+                }
+                for spec in registry.load_losses().values()
+            ]
     if as_json:
         print(to_json(data), end="")
     else:
@@ -190,6 +202,10 @@ def _print_lists(data: dict[str, Any]) -> None:
         "claims": ("Claims, for: preflab verify CLAIM", ("claim", "kind", "title", "controls")),
         "envs": ("Worlds, for: gymnasium.make(ENV) and preflab run ALGORITHM ENV", ("env",)),
         "algorithms": ("Algorithms, for: preflab run ALGORITHM ENV", ("name", "title", "paper", "presets")),
+        "losses": (
+            "Losses, for: from preflab.algorithms.NAME import LOSS",
+            ("name", "title", "inputs", "parameters"),
+        ),
     }
     for topic, rows in data.items():
         heading, columns = headings[topic]
