@@ -9,7 +9,7 @@ The equilibria form a polytope, {pi : A pi <= 0} with A = P - 1/2. Two convex pr
        {pi : pi = 0 elsewhere, (A pi)_i = 0 at the essential i, (A pi)_i <= 0 elsewhere},    x inside it.
 
 2. In it pi = x + N t, N a basis of the directions that keep the equalities, and KL(pi, mu) - nu sum log slack is
-   minimised over t by Newton's method, nu -> 1e-13. lambda = nu / slack are the multipliers of the inequalities; with
+   minimised over t by Newton's method, nu -> 1e-11. lambda = nu / slack are the multipliers of the inequalities; with
    kappa those of the equalities, from stationarity, weak duality certifies the answer: every equilibrium q has
 
        KL(q, mu) >= -log sum_essential mu exp(-A^T y),     y = (kappa, lambda), lambda >= 0.
@@ -30,7 +30,7 @@ from ...envs.kernels import Array
 from ...envs.preference_games import PreferenceGame
 from .games import GameSolution, exploitability, kl, logarithm
 
-_CENTRED = 1e-13  # the last weight of the barrier
+_CENTRED = 1e-11  # the last weight of the barrier: less, and the slack it leaves is rounding
 _STEPS = 60  # of Newton, at each weight
 
 
@@ -138,7 +138,7 @@ def _barrier(pi: Array, N: Array, log_mu: Array, loose: Array, name: str) -> tup
             curvature = (N.T / pi) @ N + (M.T * (weights / slack)) @ M
             step = np.linalg.solve(curvature, gradient)
             decrease, length, before = float(gradient @ step), 1.0, value(pi, nu)
-            if decrease <= 1e-6 * nu:
+            if decrease <= 1e-8 * nu:
                 break
             while not value(pi - length * (N @ step), nu) <= before - 0.1 * length * decrease + 1e-15:
                 length /= 2
@@ -149,5 +149,9 @@ def _barrier(pi: Array, N: Array, log_mu: Array, loose: Array, name: str) -> tup
                 f"{name}: Newton's decrement is {decrease:.2g} at the barrier's weight {nu:.2g}"
             )
         if nu <= _CENTRED:
-            return pi, weights, steps
+            return (
+                pi,
+                weights * (1 - M @ step / slack),
+                steps,
+            )  # the multipliers after the step, to second order
         nu = max(nu / 10, _CENTRED)
