@@ -19,7 +19,7 @@ from preflab.algorithms.planning import (
     regularised_preference,
     soft_maximum,
 )
-from preflab.algorithms.planning.games import kl, logarithm, softmax
+from preflab.algorithms.planning.games import kl, logarithm, mirror_prox_step, softmax
 from preflab.envs import (
     PreferenceGame,
     bradley_terry_game,
@@ -185,6 +185,41 @@ def test_large_games_are_solved_by_products_or_by_factors(tau, monkeypatch):
     assert any(step is not None for step in found)
     if tau > 0.1:
         assert all(step is not None for step in found)
+
+
+@pytest.mark.parametrize("tau", [1.0, 0.02, 1e-3])
+def test_responses_without_mass_do_not_change_a_newton_step(tau):
+    """The system over the responses with mass against the whole one."""
+    from preflab.algorithms.planning.games import _direct_step
+
+    rng = np.random.default_rng(0)
+    A = (random_game(40, rng).P - 0.5) / tau
+    pi = softmax(rng.standard_normal(40) * 20)[0]
+    G, wins, least = rng.standard_normal(40), A @ pi, 1e-6 * tau
+    assert 1 < (pi > least).sum() < 40
+    whole = np.linalg.solve(np.eye(40) - A @ (np.diag(pi) - np.outer(pi, pi)), G)
+    np.testing.assert_allclose(_direct_step(A, pi, wins, G, 0.0), whole, atol=1e-9 * np.abs(whole).max())
+    np.testing.assert_allclose(_direct_step(A, pi, wins, G, least), whole, atol=1e-4 * np.abs(whole).max())
+
+
+@pytest.mark.parametrize("tau", [1e-3, 1e-4, 1e-5, 1e-6])
+def test_cold_equilibria_of_a_hundred_responses(tau):
+    game = random_game(100, 4)
+    found = regularised_nash(game, tau)
+    assert found.exploitability <= 1e-20
+    np.testing.assert_allclose(best_response(game, found.policy, tau), found.policy, atol=1e-10)
+
+
+@given(sizes, seeds, st.floats(0.01, 3), st.floats(0.05, 2))
+def test_a_step_of_mirror_prox_contracts(n, seed, tau, step):
+    game, p, _ = drawn(n, seed)
+    pi = 0.99 * p + 0.01 / n
+    star = regularised_nash(game, tau).log_policy
+    half, after, log_after = mirror_prox_step(game, pi, np.log(pi), tau, step)
+    assert (1 + step * tau) * kl(star, log_after) <= kl(star, np.log(pi)) + 1e-13
+    # in its own words
+    law = (pi * game.reference ** (step * tau) * np.exp(step * (game.P @ half))) ** (1 / (1 + step * tau))
+    np.testing.assert_allclose(after, law / law.sum(), atol=1e-12)
 
 
 def test_gmres_that_does_not_finish_is_not_believed():
