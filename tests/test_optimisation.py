@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from preflab.algorithms.dpo import dpo_loss
-from preflab.algorithms.optimisation import Pairs, PrefixTree, SoftmaxTable, fit, gather, minimise
+from preflab.algorithms.dpo import dpo_loss, dpo_solution
+from preflab.algorithms.inpo import INPO, inpo_loss
+from preflab.algorithms.optimisation import Pairs, PrefixTree, SoftmaxTable, fit, fit_pairs, gather, minimise
 from preflab.algorithms.optimisation.losses import average, check_positive, check_share, logistic_loss, margin
 from preflab.algorithms.planning import sequence_law
 from preflab.envs import bradley_terry_game, random_game, random_token_mdp
@@ -212,3 +213,34 @@ def test_importance_makes_rare_responses_as_quick_as_frequent_ones():
 def test_importance_of_a_response_is_the_weight_of_its_pairs():
     pairs = Pairs([[0, 1], [1, 3]], [1, 0], [0.25, 0.75])
     np.testing.assert_allclose(pairs.importance(5), [0.25, 1.0, 0.25, 0.75, 0.25])
+
+
+def test_comparisons_are_fitted_in_one_call():
+    game = bradley_terry_game([1.0, 0.0, -0.5], reference=[0.2, 0.3, 0.5])
+    log_pi, found = fit_pairs(dpo_loss, Pairs.population(game), game.log_reference, tolerance=1e-12, beta=0.5)
+    np.testing.assert_allclose(log_pi, dpo_solution([1, 0, -0.5], game.log_reference, 0.5)[1], atol=1e-9)
+    assert found.gradient <= 1e-12
+    law = np.array([0.5, 0.25, 0.25])
+    step, _ = fit_pairs(
+        inpo_loss,
+        Pairs.population(game, law),
+        game.log_reference,
+        others={"previous": np.log(law)},
+        tolerance=1e-12,
+        tau=0.3,
+        eta=0.8,
+    )
+    np.testing.assert_allclose(np.exp(step), INPO(game, 0.3, 0.8, law).advance(1).policy, atol=1e-10)
+
+
+def test_what_comparisons_leave_open_is_named():
+    pairs = Pairs([[0, 1], [2, 3]], [0.7, 0.6], [1, 1])
+    flat = np.log(np.full(4, 0.25))
+    with pytest.raises(ValueError, match=r"2 components: no comparison joins \{'c', 'd'\}"):
+        fit_pairs(dpo_loss, pairs, flat, names=("a", "b", "c", "d"), beta=1.0)
+    log_pi, _ = fit_pairs(dpo_loss, pairs, flat, unidentified=True, beta=1.0, tolerance=1e-12)
+    assert log_pi[0] - log_pi[1] == pytest.approx(np.log(0.7 / 0.3), abs=1e-9)
+    dead = np.log([0.5, 0.25, 0.25, 1e-300]) - [0, 0, 0, np.inf]
+    for names, who in ((None, "response 3"), (("a", "b", "c", "d"), "response 'd'")):
+        with pytest.raises(ValueError, match=f"comparison 1 is of {who}, which the reference gives no mass"):
+            fit_pairs(dpo_loss, pairs, dead, names=names, beta=1.0)

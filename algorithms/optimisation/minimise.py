@@ -8,13 +8,15 @@ halved until |g| falls.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...envs.comparison_graph import check_connected
 from ...envs.kernels import Array
+from .pairs import Pairs, gather
 from .tables import SoftmaxTable, Table
 
 if TYPE_CHECKING:
@@ -128,6 +130,56 @@ def fit(
     theta = table.start(responses.log_probabilities(found.theta / root).numpy()).requires_grad_(True)
     (gradient,) = torch.autograd.grad(loss(table.log_probabilities(theta)), theta)
     return Minimum(theta.detach(), found.value, float(gradient.abs().max()), found.iterations)
+
+
+def fit_pairs(
+    loss: Callable[..., Tensor],
+    pairs: Pairs,
+    log_reference: Array,
+    table: Table | None = None,
+    *,
+    others: Mapping[str, Array] | None = None,
+    log_start: Array | None = None,
+    unidentified: bool = False,
+    names: Sequence[str] | None = None,
+    tolerance: float = 1e-10,
+    **parameters: float,
+) -> tuple[Array, Minimum]:
+    """log pi of all responses, (n,), at the minimum of a loss of comparisons, and the minimum itself.
+
+    loss           loss(policy, reference, preferred, weight, **others, **parameters) on (m, 2), such as `dpo_loss`
+    log_reference  (n,) log ref; every response that is compared needs mass
+    table          None = a softmax table of one prompt
+    others         further log-probabilities of all responses (n,), by the loss's names for them, such as `previous`
+    log_start      None = the reference, which also decides what the comparisons leave open
+    unidentified   True lets comparisons pass that leave a part of the responses open; else they are a ValueError that
+                   says which (for one prompt), by `names`
+    """
+    import torch
+
+    log_reference = np.asarray(log_reference, dtype=np.float64).reshape(-1)
+    n = len(log_reference)
+    if not np.isfinite(log_reference[pairs.index]).all():
+        i, side = np.argwhere(~np.isfinite(log_reference[pairs.index]))[0]
+        lost = int(pairs.index[i, side])
+        raise ValueError(
+            f"comparison {i} is of response {lost if names is None else repr(names[lost])}, which the reference "
+            f"gives no mass (log ref = {log_reference[lost]}): leave it out, or take a reference that covers the data"
+        )
+    table = SoftmaxTable(n) if table is None else table
+    if not unidentified and table.prompts == 1:
+        check_connected(*pairs.index.T, n, names)
+    p, w = pairs.tensors()
+    anchor = gather(torch.tensor(log_reference), pairs)
+    more = {name: gather(torch.tensor(np.asarray(x)), pairs) for name, x in (others or {}).items()}
+    found = fit(
+        lambda lp: loss(gather(lp, pairs), anchor, preferred=p, weight=w, **more, **parameters),
+        table,
+        log_reference if log_start is None else log_start,
+        importance=pairs.importance(n),
+        tolerance=tolerance,
+    )
+    return table.log_probabilities(found.theta).numpy(), found
 
 
 def _newton_direction(f: Callable[[Tensor], Tensor], x: Array, g: Array) -> Array:
