@@ -111,7 +111,7 @@ class LowRankGame:
         p, q = check_law(first, n, "first"), check_law(second, n, "second")
         return float(0.5 + (p @ self.U) @ self.C @ (q @ self.U))
 
-    def block(self, responses: Sequence[int] | np.ndarray) -> PreferenceGame:
+    def block(self, responses: ArrayLike) -> PreferenceGame:
         """The game of some of the responses alone, with its matrix; the reference restricted to them."""
         chosen = np.asarray(responses, dtype=np.int64)
         U, mu = self.U[chosen], self.reference[chosen]
@@ -164,12 +164,12 @@ def random_kernel_game(
     return PreferenceGame(P, **{"name": f"RandomKernel({n}, {phi.name})"} | fields)  # type: ignore[arg-type]
 
 
-def duplicated_game(game: PreferenceGame, copies: Sequence[int], **fields: object) -> PreferenceGame:
+def duplicated_game(game: PreferenceGame, copies: ArrayLike, **fields: object) -> PreferenceGame:
     """copies[i] >= 1 equal responses for response i, ties among them: mass moves between copies at no cost, so that an
     equilibrium with mass there is one of a continuum. The reference is uniform unless given."""
     counts = np.asarray(copies, dtype=np.int64)
     if counts.shape != (len(game),) or (counts < 1).any():
-        raise ValueError(f"copies is {tuple(copies)}; expected {len(game)} numbers, each at least 1")
+        raise ValueError(f"copies is {tuple(counts.tolist())}; expected {len(game)} numbers, each at least 1")
     of = np.repeat(np.arange(len(game)), counts)
     P = game.P[np.ix_(of, of)]
     return PreferenceGame(P, **{"name": f"{game.name}, duplicated"} | fields)  # type: ignore[arg-type]

@@ -215,7 +215,7 @@ def regularised_nash(
     temperatures = [tau]
     while start is None and temperatures[-1] < _DIRECT:
         temperatures.append(_COOLING * temperatures[-1])
-    newton = _newton_low_rank if isinstance(game, LowRankGame) else _newton
+    newton: Any = _newton_low_rank if isinstance(game, LowRankGame) else _newton
     total = 0
     for temperature in reversed(temperatures):
         # On the way a policy right up to a factor e, in the root mean square, is as good a start as any.
