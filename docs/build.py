@@ -130,7 +130,27 @@ def claims() -> str:
     )
 
 
-TABLES = {"worlds.md": worlds, "claims.md": claims}
+def losses() -> str:
+    """Every loss with its tensors, its parameters and where its claims are."""
+    from preflab.theory.registry import load_claims, load_losses
+
+    papers = {claim.paper for claim in load_claims().values()}
+    return table(
+        ["loss", "what it is", "tensors", "parameters", "claims"],
+        [
+            [
+                f"`{spec.name}`",
+                f"{spec.title}: {spec.paper}",
+                ", ".join(spec.inputs),
+                ", ".join(spec.parameters) or "-",
+                f"`preflab verify {spec.name}`" if spec.name in papers else "-",
+            ]
+            for spec in load_losses().values()
+        ],
+    )
+
+
+TABLES = {"worlds.md": worlds, "claims.md": claims, "methods.md": losses}
 
 
 def with_table(page: str, rows: str) -> str:
