@@ -107,9 +107,7 @@ def test_where_the_listeners_are_intransitive():
     assert {piece for piece, top in found.items() if len(top) > 1} == {"Rachmaninov"}
     game = sound_quality_game("Rachmaninov")
     assert cycles(game).count == 2
-    wins = {
-        t: [round(40 * game.P[a, b]) for a, b in zip(t, t[1:] + t[:1], strict=True)]
-        for t in cyclic_triples(game)
-    }
-    assert all(each > 20 for counts in wins.values() for each in counts)
+    # the closest of the majorities of a circle: 100 of 195 answers, so another sample may well have none
+    closest = min(game.P[a, b] for t in cyclic_triples(game) for a, b in zip(t, t[1:] + t[:1], strict=True))
+    assert closest == pytest.approx(100 / 195, abs=1e-12)
     assert len(found["Rachmaninov"]) == 4
