@@ -11,7 +11,7 @@ from preflab.algorithms.planning.games import kl
 from preflab.algorithms.planning.max_entropy import essential_responses, max_entropy_nash
 from preflab.envs import PreferenceGame, cyclic_game, random_game
 from preflab.envs.preference_games import cyclic_nash
-from preflab.envs.structured_games import block_game, duplicated_game
+from preflab.envs.structured_games import block_game, duplicated_game, random_kernel_game
 
 
 def many(seed):
@@ -100,7 +100,7 @@ def test_essential_responses_are_complementary(n, seed):
     """Either an equilibrium uses a response, or one makes it lose."""
     game = random_game(n, seed)
     essential, x = essential_responses(game)
-    pi = np.maximum(x, 0) / np.maximum(x, 0).sum()
+    pi = x / x.sum()
     assert exploitability(game, pi) <= 1e-9
     np.testing.assert_array_equal(pi > 1e-9, essential)
     assert ((game.P @ pi)[~essential] < 0.5 - 1e-9).all()
@@ -112,3 +112,23 @@ def test_newton_says_when_it_has_not_arrived(monkeypatch):
     monkeypatch.setattr(max_entropy, "_STEPS", 1)
     with pytest.raises(ArithmeticError, match="Newton's decrement is"):
         max_entropy_nash(many(0))
+
+
+def test_a_linear_program_that_fails_is_not_believed(monkeypatch):
+    import scipy.optimize
+
+    class Found:
+        x, message = np.zeros(6), "nothing"
+
+    monkeypatch.setattr(scipy.optimize, "linprog", lambda *args, **options: Found)
+    with pytest.raises(ArithmeticError, match="Cyclic: no strictly complementary equilibrium found"):
+        max_entropy_nash(cyclic_game())
+
+
+@pytest.mark.parametrize("scale", [0.02, 1.0])
+def test_a_hundred_responses_with_small_margins(scale):
+    """Where the program in its homogeneous form is called infeasible: x reaches 15,000."""
+    found = max_entropy_nash(random_kernel_game(100, 4, scale=scale))
+    assert found.exploitability <= 1e-12
+    assert found.dimension == 0
+    assert found.essential.sum() % 2 == 1  # of a generic antisymmetric game

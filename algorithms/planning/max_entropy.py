@@ -3,8 +3,8 @@ r"""Of all Nash equilibria of a game the one closest to the reference, min KL(pi
 The equilibria form a polytope, {pi : A pi <= 0} with A = P - 1/2. Two convex programs find the one of least KL.
 
 1. Which responses carry mass in an equilibrium at all? There is x >= 0 with A x <= 0 and x - A x > 0 (Tucker, for
-   antisymmetric A); scaled, x - A x >= 1, a linear program. x^T A x = 0 makes x_i (A x)_i = 0, so that either x_i >= 1
-   or the slack -(A x)_i >= 1: the first are the *essential* responses, and the polytope is
+   antisymmetric A); scaled, x - A x >= 1, a linear program (`essential_responses`). x^T A x = 0 makes x_i (A x)_i = 0,
+   so that either x_i >= 1 or the slack -(A x)_i >= 1: the first are the *essential* responses, and the polytope is
 
        {pi : pi = 0 elsewhere, (A pi)_i = 0 at the essential i, (A pi)_i <= 0 elsewhere},    x inside it.
 
@@ -94,19 +94,29 @@ def max_entropy_nash(game: PreferenceGame) -> MaxEntropyNash:
 
 
 def essential_responses(game: PreferenceGame) -> tuple[Array, Array]:
-    """Which responses carry mass in some equilibrium, bool (n,), and Tucker's x (n,), see the module."""
+    """Which responses carry mass in some equilibrium, bool (n,), and Tucker's x (n,), see the module.
+
+    max sum t over 0 <= t <= 1, t <= x - A x, A x <= 0, x >= 0, which x = 0 satisfies; at the optimum t = 1. A is
+    divided by its largest entry. ArithmeticError where HiGHS does not get there.
+    """
     from scipy.optimize import linprog
 
     n, A = len(game), game.P - 0.5
+    A /= max(float(np.abs(A).max()), 1e-300)
+    zeros, one = np.zeros((n, n)), np.eye(n)
     found = linprog(
-        np.ones(n),
-        A_ub=np.vstack([A, A - np.eye(n)]),
-        b_ub=np.append(np.zeros(n), -np.ones(n)),
+        np.repeat([0.0, -1.0], n),
+        A_ub=np.block([[A, zeros], [A - one, one]]),
+        b_ub=np.zeros(2 * n),
+        bounds=[(0, None)] * n + [(0, 1)] * n,
         method="highs",
     )
-    if found.x is None:  # pragma: no cover  # every antisymmetric matrix has such an x
-        raise ArithmeticError(f"{game.name}: HiGHS says {found.message}")
-    return found.x > -(A @ found.x), found.x
+    if found.x is None or found.x[n:].min() < 0.5:
+        raise ArithmeticError(
+            f"{game.name}: no strictly complementary equilibrium found; HiGHS says {found.message}"
+        )
+    x = np.maximum(found.x[:n], 0.0)
+    return x > -(A @ x), x
 
 
 def _affine(equalities: Array, point: Array) -> tuple[Array, Array]:
