@@ -354,7 +354,7 @@ def test_every_loss_is_a_pure_function_of_tensors_and_named_after_its_module():
     for name, spec in losses.items():
         assert spec.loss.__module__ == f"preflab.algorithms.{name}"
         assert spec.inputs[0] == "policy"
-        assert spec.inputs[-1] == "weight"
+        assert "weight" in spec.inputs
         assert spec.title
         assert spec.paper
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...algorithms.dpo import dpo_loss, dpo_solution
+from ...algorithms.dpo import dpo_loss, dpo_solution, plackett_luce_loss
 from ...algorithms.inpo import INPO, inpo_loss
 from ...algorithms.ipo import ipo, ipo_loss, product_loss, square_loss
 from ...algorithms.optimisation import Pairs, PrefixTree, SoftmaxTable, Table, fit, fit_pairs, gather
@@ -152,6 +153,48 @@ def dpo_components(*, seed: int, joined: bool = False) -> dict[str, Any]:
         for up in (1.0, 3.0, 10.0):
             moved.append(loss(table.log_probabilities(torch.as_tensor(found + up * group))).item() - at)
     return {"moved": moved, "within": within, "shares": shares}
+
+
+def ranking_minimiser(*, seed: int, fault: str = "none") -> dict[str, Any]:
+    """The minimiser of the Plackett-Luce loss over all ordered triples of responses, against ref exp(r / beta) / Z.
+
+    Every three responses are ranked by P(order) = prod_k exp(r(y_k)) / sum_{j >= k} exp(r(y_j)), multiplied out here.
+    fault  reversed: worst first; uniform: all orders equally likely; beta_twice
+    """
+    import torch
+
+    rewards, g = bandit(seed)
+    beta, n = float(np.random.default_rng([seed, 3]).uniform(0.3, 2)), len(g)
+    orders = np.array(list(itertools.permutations(range(n), 3)))
+    e = np.exp(rewards[orders])
+    law = e[:, 0] / e.sum(axis=1) * e[:, 1] / (e[:, 1] + e[:, 2])
+    if fault == "uniform":
+        law = np.ones(len(orders))
+    shown = torch.as_tensor(orders[:, ::-1].copy() if fault == "reversed" else orders)
+    weight = torch.as_tensor(law / law.sum())
+    reference = torch.as_tensor(g.log_reference)[shown]
+    strength = beta**2 if fault == "beta_twice" else beta
+
+    def loss(log_pi: Tensor) -> Tensor:
+        return plackett_luce_loss(log_pi[shown], reference, weight, beta=strength)
+
+    table = SoftmaxTable(n)
+    found = law_of(table, fit(loss, table, g.log_reference, tolerance=1e-13))
+    return {"error": float(np.abs(found - dpo_solution(rewards, g.log_reference, beta)[1]).max())}
+
+
+def noisy_minimiser(*, seed: int, fault: str = "none") -> dict[str, Any]:
+    """Two responses: the log-odds at the minimum of cDPO's population loss against logit((1 - 2 eps) p + eps) / beta.
+
+    fault  unsmoothed: the loss knows nothing of eps; additive: the odds of p + eps in closed form
+    """
+    rng = np.random.default_rng([seed, 3])
+    beta, p, eps = (float(rng.uniform(*ends)) for ends in ((0.1, 2), (0.05, 0.95), (0.05, 0.45)))
+    pairs, flat = Pairs([[0, 1]], [p], [1.0]), np.log([0.5, 0.5])
+    noise = 0.0 if fault == "unsmoothed" else eps
+    log_pi, _ = fit_pairs(dpo_loss, pairs, flat, tolerance=1e-13, beta=beta, label_smoothing=noise)
+    seen = min(p + eps, 0.999) if fault == "additive" else (1 - 2 * eps) * p + eps
+    return {"error": float(log_pi[0] - log_pi[1] - np.log(seen / (1 - seen)) / beta)}
 
 
 def certain_slope(*, seed: int, kind: str = "dpo") -> dict[str, Any]:

@@ -26,6 +26,14 @@ def judge_minimisers(outcomes: Sequence[Outcome]) -> Judgement:
     return judge_identity([o["error"] for o in outcomes])
 
 
+def rankings(plan: Plan, fault: str = "none") -> list[Cell]:
+    return [cell("ranking_minimiser", s, fault=fault) for s in plan.seed_range(quick=8, full=40)]
+
+
+def noisy(plan: Plan, fault: str = "none") -> list[Cell]:
+    return [cell("noisy_minimiser", s, fault=fault) for s in plan.seed_range(quick=8, full=40)]
+
+
 def gaps(plan: Plan, fault: str = "none") -> list[Cell]:
     return [cell("dpo_gap", s, fault=fault) for s in plan.seed_range(quick=20, full=100)]
 
@@ -58,7 +66,7 @@ def judge_slopes(outcomes: Sequence[Outcome]) -> Judgement:
 
 
 def samples(plan: Plan, fault: str = "none", seeds: int = 0) -> list[Cell]:
-    chosen = plan.seed_range(quick=seeds or 150, full=seeds or 400)
+    chosen = plan.seed_range(quick=seeds or 120, full=seeds or 200)
     return [cell("dpo_samples", s, Ns=NS, fault=fault) for s in chosen]
 
 
@@ -108,6 +116,38 @@ CLAIMS = (
                 "the loser's label for the winner's",
                 lambda plan: minimisers(plan, fault="exchanged"),
             ),
+        ),
+    ),
+    Claim(
+        name="dpo.rankings",
+        kind="identity",
+        title="The loss on rankings has the same minimiser",
+        statement=r"If rankings of three follow Plackett-Luce with reward $r$, the minimiser of "
+        r"$-\mathbb{E}\log\prod_k e^{\hat r(y_k)} / \sum_{j \geq k} e^{\hat r(y_j)}$ is "
+        r"$\pi_{\mathrm{ref}} e^{r/\beta} / Z$.",
+        source=f"{PAPER}, appendix A.3",
+        cells=rankings,
+        judge=judge_minimisers,
+        controls=(
+            Control("reversed", "worst first", lambda plan: rankings(plan, "reversed")),
+            Control("uniform", "all orders equally likely", lambda plan: rankings(plan, "uniform")),
+            Control(
+                "beta_twice", "beta multiplies the scores twice", lambda plan: rankings(plan, "beta_twice")
+            ),
+        ),
+    ),
+    Claim(
+        name="dpo.label_noise",
+        kind="identity",
+        title="Smoothed labels shrink the log-odds as flipped ones do",
+        statement=r"With two responses the minimiser of cDPO's loss has $\beta h = "
+        r"\mathrm{logit}((1 - 2\varepsilon) p + \varepsilon)$.",
+        source="cDPO (Mitchell, 2023), as in the authors' code",
+        cells=noisy,
+        judge=judge_minimisers,
+        controls=(
+            Control("unsmoothed", "the loss without smoothing", lambda plan: noisy(plan, "unsmoothed")),
+            Control("additive", "p + eps for the smoothed probability", lambda plan: noisy(plan, "additive")),
         ),
     ),
     Claim(
