@@ -1,4 +1,4 @@
-"""Where a preference game is intransitive: cycles, Condorcet winner, Smith set, exactly.
+"""Where a preference game is intransitive: cycles, Condorcet winner, Smith and Schwartz sets, exactly.
 
 Response i *beats* j when P[i, j] > 1/2; neither beats the other when P[i, j] = 1/2. A *cycle* is a triple i > j > k > i
 of responses that beat each other in turn. Without cycles and with transitive ties the relation is a total preorder: the
@@ -98,6 +98,23 @@ def smith_set(game: PreferenceGame) -> Index:
         if grown.sum() == inside.sum():
             return np.flatnonzero(inside)
         inside = grown
+
+
+def schwartz_set(game: PreferenceGame) -> Index:
+    """The responses that can reach along wins every response that can reach them: the top cycle where ties say nothing.
+
+    In other words, the union of the smallest sets no member of which is beaten from outside; increasing. It is part of
+    the Smith set, and equal to it without ties.
+    """
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
+    D = csr_array(beats(game))
+    count, label = connected_components(D, connection="strong")
+    winner, loser = (label[side] for side in D.nonzero())
+    beaten = np.zeros(count, dtype=bool)
+    beaten[loser[winner != loser]] = True
+    return np.flatnonzero(~beaten[label])
 
 
 def is_preorder(game: PreferenceGame) -> bool:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from preflab.envs import PreferenceGame, bradley_terry_game, cyclic_game, sound_quality_game, three_type_game
 from preflab.envs.sound_quality import PIECES
-from preflab.envs.tournaments import beats, condorcet_winner, cycles, is_preorder, smith_set
+from preflab.envs.tournaments import beats, condorcet_winner, cycles, is_preorder, schwartz_set, smith_set
 
 
 def drawn(n, seed, ties=0.2):
@@ -42,6 +42,17 @@ def smith_by_search(game):
     raise AssertionError
 
 
+def schwartz_by_search(game):
+    """The union of the smallest non-empty sets that nobody outside beats, over all subsets."""
+    n, minimal = len(game), []
+    for size in range(1, n + 1):
+        for inside in map(set, combinations(range(n), size)):
+            beaten = any(game.P[j, i] > 0.5 for i in inside for j in set(range(n)) - inside)
+            if not beaten and not any(m <= inside for m in minimal):
+                minimal.append(inside)
+    return sorted(set().union(*minimal))
+
+
 @given(st.integers(1, 7), st.integers(0, 10**6))
 def test_by_brute_force(n, seed):
     game = drawn(n, seed)
@@ -58,6 +69,7 @@ def test_by_brute_force(n, seed):
     winners = [i for i in range(n) if all(P[i, j] > 0.5 for j in range(n) if j != i)]
     assert condorcet_winner(game) == (winners[0] if winners else None)
     assert smith_set(game).tolist() == smith_by_search(game)
+    assert schwartz_set(game).tolist() == schwartz_by_search(game)
     at_least = P >= 0.5
     transitive = all(
         at_least[i, k] for i, j, k in permutations(range(n), 3) if at_least[i, j] and at_least[j, k]
@@ -88,11 +100,13 @@ def test_small_examples():
     assert smith_set(tied).tolist() == [0, 1, 2]
     assert condorcet_winner(tied) is None
     assert is_preorder(tied)
+    assert schwartz_set(tied).tolist() == [0, 1, 2]
     # ties that are not transitive: 0 beats 2, and 1 ties with both
     P = np.full((3, 3), 0.5)
     P[0, 2], P[2, 0] = 1, 0
     assert not is_preorder(PreferenceGame(P))
     assert smith_set(PreferenceGame(P)).tolist() == [0, 1, 2]
+    assert schwartz_set(PreferenceGame(P)).tolist() == [0, 1]
 
 
 def test_where_the_listeners_are_intransitive():
