@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # pragma: no cover
     from .mdp import FiniteMDP as FiniteMDP
     from .populations import LabelNoise as LabelNoise
     from .populations import Mixture as Mixture
+    from .preference_games import Game as Game
     from .preference_games import PreferenceGame as PreferenceGame
     from .preference_games import bradley_terry_game as bradley_terry_game
     from .preference_games import cyclic_game as cyclic_game
@@ -53,34 +54,27 @@ if TYPE_CHECKING:  # pragma: no cover
     from .replay import Replay as Replay
     from .sound_quality import sound_quality_annotator as sound_quality_annotator
     from .sound_quality import sound_quality_world as sound_quality_world
+    from .structured_games import LowRankGame as LowRankGame
+    from .structured_games import block_game as block_game
+    from .structured_games import duplicated_game as duplicated_game
+    from .structured_games import random_kernel_game as random_kernel_game
+    from .structured_games import random_low_rank_game as random_low_rank_game
     from .token_mdp import TokenMDP as TokenMDP
     from .token_mdp import random_token_mdp as random_token_mdp
+    from .tournaments import condorcet_winner as condorcet_winner
+    from .tournaments import cycles as cycles
+    from .tournaments import smith_set as smith_set
     from .trajectories import Trajectories as Trajectories
     from .wrappers import HideReward as HideReward
 
 _EXPORTS = {
-    "annotators": (
-        "Annotator",
-        "BradleyTerry",
-        "KernelAnnotator",
-        "RegretPreference",
-        "Thurstone",
-    ),
+    "annotators": ("Annotator", "BradleyTerry", "KernelAnnotator", "RegretPreference", "Thurstone"),
     "batched": ("BatchedSimulator",),
     "budget": ("BudgetExhausted",),
-    "exploration": (
-        "combination_lock",
-        "deep_sea",
-        "river_swim",
-    ),
+    "exploration": ("combination_lock", "deep_sea", "river_swim"),
     "features": ("FeatureMap",),
     "gym_env": ("FiniteMDPEnv",),
-    "kernels": (
-        "CSRKernel",
-        "DenseKernel",
-        "Kernel",
-        "TreeKernel",
-    ),
+    "kernels": ("CSRKernel", "DenseKernel", "Kernel", "TreeKernel"),
     "language_world": ("load_language_world",),
     "linear_mdp": (
         "AssumptionWarning",
@@ -89,18 +83,11 @@ _EXPORTS = {
         "random_linear_mdp",
         "tabular_linear_mdp",
     ),
-    "links": (
-        "LINKS",
-        "LOGISTIC",
-        "PROBIT",
-        "Link",
-    ),
+    "links": ("LINKS", "LOGISTIC", "PROBIT", "Link"),
     "mdp": ("FiniteMDP",),
-    "populations": (
-        "LabelNoise",
-        "Mixture",
-    ),
+    "populations": ("LabelNoise", "Mixture"),
     "preference_games": (
+        "Game",
         "PreferenceGame",
         "bradley_terry_game",
         "cyclic_game",
@@ -111,14 +98,16 @@ _EXPORTS = {
     "ranking": ("PlackettLuce",),
     "recorded": ("RecordedAnnotator",),
     "replay": ("Replay",),
-    "sound_quality": (
-        "sound_quality_annotator",
-        "sound_quality_world",
+    "sound_quality": ("sound_quality_annotator", "sound_quality_world"),
+    "structured_games": (
+        "LowRankGame",
+        "block_game",
+        "duplicated_game",
+        "random_kernel_game",
+        "random_low_rank_game",
     ),
-    "token_mdp": (
-        "TokenMDP",
-        "random_token_mdp",
-    ),
+    "token_mdp": ("TokenMDP", "random_token_mdp"),
+    "tournaments": ("condorcet_winner", "cycles", "smith_set"),
     "trajectories": ("Trajectories",),
     "wrappers": ("HideReward",),
 }

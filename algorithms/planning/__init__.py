@@ -18,10 +18,12 @@ from .games import (
     duality_gap,
     exploitability,
     mirror_prox,
+    mirror_prox_step,
     nash,
     regularised_nash,
     regularised_preference,
 )
+from .max_entropy import MaxEntropyNash, essential_responses, max_entropy_nash
 from .policies import check_policy, greedy, probabilities, restrict, uniform_policy
 from .returns import ReturnLaw, best_of_n, best_of_n_kl, pass_at_k, return_law, win_rate
 from .sequences import (
@@ -38,6 +40,7 @@ from .soft import SoftSolution, soft_maximum, soft_value_iteration
 __all__ = [
     "Evaluation",
     "GameSolution",
+    "MaxEntropyNash",
     "ReturnLaw",
     "SequenceGibbs",
     "SoftSolution",
@@ -49,6 +52,7 @@ __all__ = [
     "best_response_value",
     "check_policy",
     "duality_gap",
+    "essential_responses",
     "evaluate",
     "expected_reward",
     "exploitability",
@@ -57,7 +61,9 @@ __all__ = [
     "leaf_returns",
     "leaf_tokens",
     "leaf_trajectories",
+    "max_entropy_nash",
     "mirror_prox",
+    "mirror_prox_step",
     "nash",
     "occupancy",
     "pass_at_k",
