@@ -91,6 +91,7 @@ def judged_game(
     judges: Sequence[str] = JUDGES,
     *,
     strict: bool = False,
+    merge: bool = False,
     world: TokenMDP | None = None,
     scores: Mapping[str, Array] | None = None,
 ) -> JudgedGame:
@@ -99,6 +100,8 @@ def judged_game(
     prompt  its number or its text ("The food was")
     judges  some of `JUDGES`, each at most once
     strict  the decision of the majority in place of its share
+    merge   answers that no judge tells apart become one response, with their total probability, represented by the
+            likeliest: the same preferences between fewer responses
     world, scores  None = the shipped ones (leaves without probability under the reference are left out)
     """
     model = _world() if world is None else world
@@ -123,6 +126,11 @@ def judged_game(
     leaves = np.flatnonzero((model.leaf_prompts == prompt) & (probability > 0))
     mu = probability[leaves]
     table = np.column_stack([np.round(known[name][leaves], DIGITS) for name in judges])
+    if merge:
+        likeliest = np.argsort(-mu, kind="stable")
+        _, first, which = np.unique(table[likeliest], axis=0, return_index=True, return_inverse=True)
+        mu = np.bincount(which.reshape(-1), weights=mu[likeliest])
+        leaves, table = leaves[likeliest[first]], table[likeliest[first]]
     name = f"Judges({model.prompts[prompt]!r}, {', '.join(judges)}{', strict' if strict else ''})"
     game = PreferenceGame(majority(table, strict=strict), mu / mu.sum(), name=name)
     return JudgedGame(game, leaves, table, judges, tuple(model.text(model.trajectories(leaves))))
