@@ -91,7 +91,7 @@ def fit_bradley_terry(game: PreferenceGame, law: ArrayLike | None = None) -> Bra
             "others it is compared with, and not all pairs are compared; give the law mass on all pairs"
         )
     reward, group = np.zeros(n), np.zeros(n, dtype=np.int64)
-    misfit, certificate, iterations, total = 0.0, 0.0, 0, w.sum() / 2
+    misfit, certificate, iterations, total = 0.0, 0.0, 0, float(w.sum()) / 2
     for rank, members in enumerate(groups):
         block = np.ix_(members, members)
         r, lost, error, steps = _fit(game.P[block], w[block], game.name)
@@ -147,4 +147,4 @@ def _fit(P: Array, w: Array, name: str) -> tuple[Array, float, float, int]:
             f"{name}: win rates are off by {error:.2g} after {_STEPS} steps of Newton's method"
         )
     entropy = float((w * xlogy(P, P)).sum())
-    return r - share @ r, max(entropy - current, 0.0), error, step
+    return r - share @ r, float(max(entropy - current, 0.0)), error, step
