@@ -77,27 +77,40 @@ def fit_bradley_terry(game: PreferenceGame, law: ArrayLike | None = None) -> Bra
     no maximum and not all pairs are compared, so that the groups have no order.
     """
     n = len(game)
-    mu = np.asarray(game.reference if law is None else law, dtype=np.float64)
-    joint = (
-        np.outer(mu, mu) if check_law(mu.reshape(-1), mu.size, "law").size == n else mu.reshape(n, n)
-    )  # a wrong shape raises here
-    w = joint + joint.T
-    np.fill_diagonal(w, 0.0)
-    check_connected(*np.nonzero(w), n, None if game.names[0] == "0" else game.names)
+    w = _weights(game.reference if law is None else law, n)
+    complete = np.count_nonzero(w) == n * (n - 1)
+    if not complete:
+        check_connected(*np.nonzero(w), n, game.names)
     groups = _groups(game.P, w)
-    if len(groups) > 1 and np.count_nonzero(w) < n * (n - 1):
+    if len(groups) > 1 and not complete:
+        may_lose = (game.P.T > 0) & (w > 0)
+        top = next(g for g in groups if not np.delete(may_lose[g], g, axis=1).any())
         raise SeparableDataError(
-            f"the likelihood has no maximum: response {game.names[groups[0][0]]} is in a group that never loses to the "
-            "others it is compared with, and not all pairs are compared; give the law mass on all pairs"
+            f"the likelihood has no maximum: response {game.names[top[0]]} is in a group that never loses to the others "
+            "it is compared with, and not all pairs are compared; give the law mass on all pairs"
         )
     reward, group = np.zeros(n), np.zeros(n, dtype=np.int64)
-    misfit, certificate, iterations, total = 0.0, 0.0, 0, float(w.sum()) / 2
+    misfit, certificate, iterations = 0.0, 0.0, 0
     for rank, members in enumerate(groups):
         block = np.ix_(members, members)
         r, lost, error, steps = _fit(game.P[block], w[block], game.name)
         reward[members], group[members] = r, rank
-        misfit, certificate, iterations = misfit + lost / total, max(certificate, error), iterations + steps
+        misfit, certificate, iterations = misfit + lost, max(certificate, error), iterations + steps
+    if n > 1:
+        misfit /= float(w.sum()) / 2
     return BradleyTerryFit(reward, group, misfit, certificate, iterations)
+
+
+def _weights(law: ArrayLike, n: int) -> Array:
+    """w (n, n), symmetric, 0 on the diagonal."""
+    mu = np.asarray(law, dtype=np.float64)
+    if mu.shape == (n, n):
+        joint = check_law(mu.reshape(-1), n * n, "law").reshape(n, n)
+    else:
+        joint = np.outer(check_law(mu, n, "law"), mu)
+    w = joint + joint.T
+    np.fill_diagonal(w, 0.0)
+    return w
 
 
 def _groups(P: Array, w: Array) -> list[Index]:
