@@ -17,6 +17,7 @@ import numpy as np
 from ...algorithms.cpl import advantages, cpl_loss, segment_scores
 from ...algorithms.dpo import dpo_loss
 from ...algorithms.optimisation import PrefixTree, SoftmaxTable, fit
+from ...algorithms.planning.sequences import tree_of
 from ...algorithms.planning.soft import soft_value_iteration
 from ...envs.annotators import BradleyTerry, RegretPreference
 from ...envs.kernels import Array, Index
@@ -302,7 +303,7 @@ def like_dpo(*, seed: int, fault: str = "none") -> dict[str, Any]:
 
     rng = np.random.default_rng([seed, 4])
     model = random_token_mdp(2, 3, seed=seed)
-    table, beta = PrefixTree(model.kernel), float(rng.uniform(0.1, 2))
+    table, beta = PrefixTree(tree_of(model)), float(rng.uniform(0.1, 2))
     pairs, w = all_pairs(table.responses, rng)
     p = torch.as_tensor(rng.random(len(pairs)))
     reference = table.start(model.leaf_log_probabilities())
@@ -321,8 +322,8 @@ def like_dpo(*, seed: int, fault: str = "none") -> dict[str, Any]:
         gamma=0.9 if fault == "discounted" else 1.0,
         lam=0.5 if fault == "conservative" else 1.0,
     )
-    sums = (table.log_probabilities(x)[index] for x in (theta, reference))
-    theirs = dpo_loss(*sums, p, w, beta=beta)
+    sums, base = (table.log_probabilities(x)[index] for x in (theta, reference))
+    theirs = dpo_loss(sums, base, p, w, beta=beta)
     gradients = [torch.autograd.grad(x, theta)[0] for x in (ours, theirs)]
     return {"errors": [(ours - theirs).item(), *(gradients[0] - gradients[1]).tolist()]}
 
@@ -336,13 +337,14 @@ def likes(plan: Plan, **broken: Any) -> list[Cell]:
 
 def episodes(kernel: Array, start: int, T: int) -> Trajectories:
     """All (s_0, a_0, ..., a_{T-1}) of positive probability from `start`; kernel (H, S, A, S)."""
-    A, rows = kernel.shape[2], [([start], [])]
+    A = kernel.shape[2]
+    rows: list[tuple[list[int], list[int]]] = [([start], [])]
     for t in range(T):
         rows = [
             ([*s, n], [*a, b])
             for s, a in rows
             for b in range(A)
-            for n in (np.flatnonzero(kernel[t, s[-1], b]) if t < T - 1 else [0])
+            for n in (np.flatnonzero(kernel[t, s[-1], b]).tolist() if t < T - 1 else [0])
         ]
     return Trajectories(np.array([s[:T] for s, _ in rows]), np.array([a for _, a in rows]))
 

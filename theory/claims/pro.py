@@ -15,6 +15,7 @@ from scipy.special import logsumexp
 
 from ...algorithms.dpo import plackett_luce_loss
 from ...algorithms.optimisation import PrefixTree, SoftmaxTable, minimise
+from ...algorithms.planning.sequences import tree_of
 from ...algorithms.pro import pro_loss, pro_solution, ranking_loss
 from ...envs.kernels import Array, Index
 from ...envs.token_mdp import random_token_mdp
@@ -104,13 +105,9 @@ def pair(*, seed: int, fault: str = "none") -> dict[str, Any]:
     s = [x.sum() if fault == "summed" else x.mean() for x in tokens]
     sft = tokens[0].mean() if fault == "mean_sft" else tokens[0].sum()
     by_hand = math.log1p(math.exp(-T * (s[0] - s[1]))) - 0.05 * sft
-    loss = pro_loss(*(torch.as_tensor(x)[None] for x in (padded, rewards)), None, torch.as_tensor(mask)[None])
-    alone = pro_loss(
-        torch.as_tensor(padded)[None, :1],
-        torch.as_tensor(rewards)[None, :1],
-        None,
-        torch.as_tensor(mask)[None, :1],
-    )
+    policy, scores, used = (torch.as_tensor(x)[None] for x in (padded, rewards, mask))
+    loss = pro_loss(policy, scores, None, used)
+    alone = pro_loss(policy[:, :1], scores[:, :1], None, used[:, :1])
     return {"errors": [loss.item() - by_hand, alone.item()]}
 
 
@@ -188,7 +185,7 @@ def noisy(*, seed: int, fault: str = "none") -> dict[str, Any]:
     import torch
 
     rng = np.random.default_rng([seed, 3])
-    table = PrefixTree(random_token_mdp(2, 2, seed=seed).kernel)
+    table = PrefixTree(tree_of(random_token_mdp(2, 2, seed=seed)))
     rewards = rng.normal(size=table.responses) / 2
     orders, p = luce_rankings(rewards, 3)
     at, w = torch.as_tensor(orders), torch.as_tensor(p)
@@ -302,7 +299,7 @@ def longer(*, seed: int, kappa: float = 0.3, steps: int = 5000, fault: str = "no
     """
     prompts, rankings, longest = 2, 8, SIZES[-1]
     model = random_token_mdp(3, 3, prompts=prompts, seed=seed)
-    table, rng = PrefixTree(model.kernel), np.random.default_rng([seed, 5])
+    table, rng = PrefixTree(tree_of(model)), np.random.default_rng([seed, 5])
     law = model.leaf_probabilities().reshape(prompts, -1)
     r = model.leaf_rewards.reshape(prompts, -1)
     r = r - (law * r).sum(axis=1, keepdims=True)

@@ -16,7 +16,7 @@ import numpy as np
 from ...algorithms.dpo import dpo_loss
 from ...algorithms.optimisation import Pairs, PrefixTree, fit, gather
 from ...algorithms.planning.divergence import trajectory_kl
-from ...algorithms.planning.sequences import leaf_returns, sequence_gibbs, sequence_law
+from ...algorithms.planning.sequences import leaf_returns, sequence_gibbs, sequence_law, tree_of
 from ...algorithms.planning.soft import SoftSolution, soft_maximum, soft_value_iteration
 from ...algorithms.r_to_q_star import (
     beam_search,
@@ -166,11 +166,10 @@ def inverse(*, seed: int, world: str, fault: str = "none") -> dict[str, Any]:
     model, reference, beta, rng = tree(seed) if world == "tree" else dense(seed, world == "certain")
     policy, V = random_policy(model, reference, rng), random_values(model, rng)
     if fault == "open_end":
-        r = token_rewards(policy, reference, beta)
         V[-1] = rng.normal(size=V[-1].shape)
         reward = [
             x + v[:, None] - model.kernel.expect(h, V[h + 1])
-            for h, (x, v) in enumerate(zip(r, V, strict=False))
+            for h, (x, v) in enumerate(zip(token_rewards(policy, reference, beta), V, strict=False))
         ]
     elif fault == "no_successor":
         reward = [x + v[:, None] for x, v in zip(token_rewards(policy, reference, beta), V, strict=False)]
@@ -297,7 +296,7 @@ def sequence_dpo(*, seed: int, fault: str = "none") -> dict[str, Any]:
     import torch
 
     model, reference, beta, rng = tree(seed, prompts=1)
-    table, r, n = PrefixTree(model.kernel), model.leaf_rewards, model.n_leaves
+    table, r, n = PrefixTree(tree_of(model)), model.leaf_rewards, model.n_leaves
     y = connected(n, 2 * n, rng)
     if fault == "apart":
         group = model.trajectories(np.arange(n)).actions[:, 0] == 0
@@ -355,7 +354,7 @@ def language(*, seed: int, fault: str = "none") -> dict[str, Any]:
     assert model.reference is not None
     orders = [x * L + rng.permutation(L) for x in range(model.roots) for _ in range(4)]
     y = np.concatenate([np.column_stack([o, np.roll(o, 1)]) for o in orders])
-    r, table = model.leaf_rewards, PrefixTree(model.kernel)
+    r, table = model.leaf_rewards, PrefixTree(tree_of(model))
     pairs = Pairs(y, LOGISTIC.value(r[y[:, 0]] - r[y[:, 1]]), np.ones(len(y)))
     p, w = pairs.tensors()
     log_reference = torch.as_tensor(model.leaf_log_probabilities())
@@ -406,7 +405,7 @@ def chosen(*, seed: int, N: int = 200, winners: bool = False) -> dict[str, Any]:
     pairs = Pairs.counted(y, rng.random(N) < P[y[:, 0], y[:, 1]])
     p, w = pairs.tensors()
     log_reference = torch.as_tensor(model.leaf_log_probabilities())
-    anchor, table = gather(log_reference, pairs), PrefixTree(model.kernel)
+    anchor, table = gather(log_reference, pairs), PrefixTree(tree_of(model))
     # certain comparisons have no minimiser: the labels are smoothed
     found = fit(
         lambda lp: dpo_loss(gather(lp, pairs), anchor, p, w, beta=beta, label_smoothing=0.1),
