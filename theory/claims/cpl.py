@@ -420,7 +420,7 @@ CLAIMS = (
         statement=r"$A^*(s,a) = \alpha\log\pi^*(a|s)$ and $\sum_a e^{A^*(s,a)/\alpha} = 1$; with a reference, "
         r"$\alpha\log\pi^*/\pi_{\mathrm{ref}}$ and $\sum_a \pi_{\mathrm{ref}} e^{A^*/\alpha} = 1$; "
         r"$r = A^* + V - \gamma P V$.",
-        source=f"{PAPER}, section 3.1 and proposition 1",
+        source=f"{PAPER}: from optimal advantages to optimal policies",
         cells=bijections,
         judge=judge_errors,
         controls=controls(
@@ -436,7 +436,7 @@ CLAIMS = (
         statement=r"If $P(\sigma^+ \succ \sigma^-) = \sigma(\sum\gamma^t A^*(\sigma^+) - \sum\gamma^t A^*(\sigma^-))$, "
         r"$\arg\min_\pi L_1 = \pi^*$, and $L_1(\pi^*)$ is the entropy of the labels.",
         assumptions=("all pairs of segments of two steps are compared", "labels follow the regret model"),
-        source=f"{PAPER}, theorem 1",
+        source=f"{PAPER}: consistency with unbounded data",
         cells=consistencies,
         judge=judge_consistency,
         controls=(
@@ -454,7 +454,7 @@ CLAIMS = (
         title="With lambda below 1 no amount of data leads to the optimal policy",
         statement=r"$\min_\pi L_\lambda(\pi) < L_\lambda(\pi^*)$ for $\lambda$ = 0.25, 0.5, 0.9 on the population.",
         assumptions=("labels follow the regret model",),
-        source=f"{PAPER}, section 3.3, where lambda is a regulariser for finite data",
+        source=f"{PAPER}: the conservative bias, a regulariser for finite data",
         cells=biased,
         judge=judge_bias,
         controls=(Control("unbiased", "lambda = 1", lambda plan: biased(plan, (1.0,))),),
@@ -465,7 +465,7 @@ CLAIMS = (
         title="Segments of different lengths are no obstacle to advantages, but show a constant of each step",
         statement=r"With segments of one and two steps $\arg\min_\pi L_1 = \pi^*$ still; labels by $A^* + c$ lead to "
         r"$\pi^*$ where all segments have the same length.",
-        source=f"{PAPER}, theorem 1; what a constant does is read off the score",
+        source=f"{PAPER}: consistency; what a constant does is read off the score",
         cells=uneven,
         judge=judge_consistency,
         controls=controls(
@@ -482,7 +482,7 @@ CLAIMS = (
         r"$dL_\lambda/dc = (1-\lambda)\,\alpha\sum_t\gamma^t\; E\,\sigma(\lambda S^- - S^+)$ at $c = 0$, "
         r"and $L_1$ does not change at any $c$.",
         assumptions=("segments of equal lengths",),
-        source=f"{PAPER}, section 3.3 and proposition 2",
+        source=f"{PAPER}: why finite data need the conservative bias",
         cells=unseens,
         judge=judge_errors,
         controls=controls(
@@ -498,7 +498,7 @@ CLAIMS = (
         title="From one start to the end, with a reference, it is DPO",
         statement=r"$L_1 = L_{\mathrm{DPO}}$ with $\beta = \alpha$, $\gamma = 1$, and the gradients in the logits of "
         r"the tokens agree.",
-        source=f"{PAPER}, section 3.2",
+        source=f"{PAPER}: DPO as a special case",
         cells=likes,
         judge=judge_errors,
         controls=controls(
@@ -515,7 +515,7 @@ CLAIMS = (
         title="Labels by return are labels by regret where transitions are certain and episodes whole",
         statement=r"On full episodes of one start with deterministic transitions both labels are equal and the loss "
         r"finds $\pi^*$; with stochastic transitions labels by regret still lead to $\pi^*$.",
-        source=f"{PAPER}, section 3.1; sums of advantages telescope",
+        source=f"{PAPER}: regret against partial return; sums of advantages telescope",
         cells=judged_labels,
         judge=judge_errors,
         controls=controls(

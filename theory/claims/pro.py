@@ -387,7 +387,7 @@ CLAIMS = (
         kind="identity",
         title="Two responses: a logistic loss whose slope is the gap of their scores",
         statement=r"$n = 2$: $L = -\log\sigma((r^1 - r^2)(s_1 - s_2)) - w\sum_t\log\pi(y^1_t)$; $n = 1$: $L = 0$.",
-        source=f"{PAPER}, equations 7 and 8",
+        source=f"{PAPER}: the loss with temperatures, the imitation term, and the authors' code",
         cells=pair_cells,
         judge=judge_errors,
         controls=controls(
@@ -403,7 +403,7 @@ CLAIMS = (
         title="Without temperatures the loss is the likelihood of a Plackett-Luce ranking",
         statement=r"With all multipliers 1, $L_{\mathrm{PRO}} = -\log P_{\mathrm{PL}}(y^1 \succ \dots \succ y^n)$ for "
         r"scores $s$; $\sum e^{-L}$ over all orders is 1.",
-        source=f"{PAPER}, equation 5",
+        source=f"{PAPER}: one against the rest, again and again",
         cells=luces,
         judge=judge_errors,
         controls=controls(luces, gap="with temperatures, equal gaps"),
@@ -415,7 +415,7 @@ CLAIMS = (
         statement=r"$\sum_i \partial L/\partial s_i = 0$ without temperatures; with them it is "
         r"$\sum_k (\sum_i p_{ki} m_{ki} - m_{kk})$, $p_k$ the softmax of stage $k$, which is negative.",
         assumptions=("three or more responses with different scores",),
-        source=f"{PAPER}, equation 7",
+        source="derived from the loss with temperatures",
         cells=shifts,
         judge=judge_shift,
         controls=controls(
@@ -448,7 +448,7 @@ CLAIMS = (
         statement=r"Along $\pi_c \propto e^{cr}$ the loss without temperatures falls to 0 as $c \to \infty$, the "
         r"imitation term grows at least like $w(n-1)^2 c\,(\max r - E\,r(y^1))$, and on a single ranking both together "
         r"fall to 0.",
-        source=f"{PAPER}, equations 5 and 8",
+        source="derived from the loss and its imitation term",
         cells=rays,
         judge=judge_rays,
         controls=controls(
@@ -465,7 +465,7 @@ CLAIMS = (
             "8 rankings a prompt, Plackett-Luce",
             "gradient descent, stopped where it reaches the KL",
         ),
-        source=f"{PAPER}, section 4: longer rankings",
+        source=f"{PAPER}: experiments with longer rankings",
         cells=longers,
         judge=judge_longer,
         controls=controls(

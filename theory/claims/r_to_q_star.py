@@ -485,7 +485,7 @@ CLAIMS = (
         title="Soft Bellman over tokens is the posterior over responses",
         statement=r"$\prod_t\pi^*(a_t|s_t) = \pi_{\mathrm{ref}}(y)\,e^{R(y)/\beta}/Z$, $V^*(s_0) = \beta\log Z$, and "
         r"$\sum_t\beta\log\frac{\pi^*}{\pi_{\mathrm{ref}}} = R(y) - V^*(s_0)$.",
-        source=f"{PAPER}, equations 6 to 10",
+        source=f"{PAPER}: the token MDP and its optimum",
         cells=posteriors,
         judge=judge_errors,
         controls=controls(
@@ -502,7 +502,7 @@ CLAIMS = (
         statement=r"$\pi$ is optimal with values $V$ for $r = \beta\log\frac{\pi}{\pi_{\mathrm{ref}}} + V(s) - P V$, "
         r"any $V$ with $V = 0$ after the end; so it is with $Q = \beta(\ell - \log\pi_{\mathrm{ref}})$ and "
         r"$V = \beta\log\sum e^\ell$ for $r = Q - P V$.",
-        source=f"{PAPER}, theorem 1 and section 4.1",
+        source=f"{PAPER}: policies and rewards up to potentials; logits as Q",
         cells=inverses,
         judge=judge_errors,
         controls=controls(
@@ -518,7 +518,7 @@ CLAIMS = (
         title="A potential that ends with 0 changes the values and not the optimum",
         statement=r"With $r + P\Phi - \Phi$, $\Phi = 0$ after the end, $\pi^*$ is the same, with values "
         r"$V^* - \Phi$; $\Phi = V^*$ leaves $\beta\log\frac{\pi^*}{\pi_{\mathrm{ref}}}$.",
-        source=f"{PAPER}, definition 1 and lemma 1; Ng, Harada, Russell, ICML 1999",
+        source=f"{PAPER}: rewards up to potentials; Ng, Harada, Russell, ICML 1999",
         cells=shapings,
         judge=judge_errors,
         controls=controls(shapings, terminal="a potential after the end", discounted="0.95 Phi(s') - Phi(s)"),
@@ -529,7 +529,7 @@ CLAIMS = (
         title="Token rewards telescope where transitions are certain, elsewhere on average",
         statement=r"$R - V^*(s_0) - \sum_t\beta\log\frac{\pi^*}{\pi_{\mathrm{ref}}}$ is 0 with certain transitions, "
         r"else $\sum_t (V^*(s_{t+1}) - E V^*)$, whose mean is 0 under every policy.",
-        source=f"{PAPER}, equation 9, which needs certain transitions",
+        source=f"{PAPER}: the derivation of DPO, which needs certain transitions",
         cells=telescopings,
         judge=judge_errors,
         controls=controls(telescopings, lucky="no account of where the transitions led, and they are random"),
@@ -541,7 +541,7 @@ CLAIMS = (
         statement=r"The population minimiser on a token tree has $\pi(\cdot|s) = \pi^*(\cdot|s)$ and "
         r"$\beta\log\frac{\pi}{\pi_{\mathrm{ref}}} = Q^* - V^*$ at every prefix.",
         assumptions=("Bradley-Terry labels", "the pairs connect all responses", "certain transitions"),
-        source=f"{PAPER}, section 4.2",
+        source=f"{PAPER}: DPO as inverse soft Q-learning",
         cells=sequence_dpos,
         judge=judge_errors,
         controls=controls(
@@ -559,7 +559,7 @@ CLAIMS = (
         statement=r"On 8 prompts of 1,365 responses the population minimiser is the KL-regularised optimum to "
         r"$10^{-8}$, as a law of responses, in the conditionals of every prefix, and as $Q^* - V^*$.",
         assumptions=("Bradley-Terry labels on four random cycles a prompt",),
-        source=f"{PAPER}, section 4.2",
+        source=f"{PAPER}: DPO as inverse soft Q-learning",
         cells=languages,
         judge=judge_languages,
         controls=controls(
@@ -575,7 +575,7 @@ CLAIMS = (
         statement=r"$E_{\pi_{\mathrm{ref}}}[\beta\log\frac{\pi}{\pi_{\mathrm{ref}}}] = "
         r"-\beta\,\mathrm{KL}(\pi_{\mathrm{ref}}, \pi) \le 0$ for every $\pi$.",
         assumptions=("the chosen responses follow the reference",),
-        source=f"{PAPER}, section 5.3",
+        source=f"{PAPER}: why implicit rewards decline",
         cells=chosens,
         judge=judge_chosen,
         controls=(
@@ -594,7 +594,7 @@ CLAIMS = (
         r"$\sum r + V^*(s)$ hold the same prefixes, their totals differing by $V^*(s_0)$; so do those by "
         r"$\beta\log\pi^*$ and $\sum (r + \beta\log\pi_{\mathrm{ref}}) + V^*$. A beam that holds all prefixes ends "
         r"with the best response.",
-        source=f"{PAPER}, section 5.2",
+        source=f"{PAPER}: likelihood search and value search",
         cells=searches,
         judge=judge_errors,
         controls=controls(
