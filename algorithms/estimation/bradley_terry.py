@@ -36,7 +36,8 @@ from ...envs.kernels import Array, Index
 from ...envs.preference_games import PreferenceGame, check_law
 from .preferences import SeparableDataError
 
-_CERTIFIED = 1e-11  # the win rate of every response agrees up to this
+_CERTIFIED = 1e-11  # Newton's method ends when the win rate of every response agrees up to this, ...
+_ENOUGH = 1e-9  # ... or up to this after all its steps, when rounding allows no more
 _STEPS = 100
 
 
@@ -86,8 +87,8 @@ def fit_bradley_terry(game: PreferenceGame, law: ArrayLike | None = None) -> Bra
         may_lose = (game.P.T > 0) & (w > 0)
         top = next(g for g in groups if not np.delete(may_lose[g], g, axis=1).any())
         raise SeparableDataError(
-            f"the likelihood has no maximum: response {game.names[top[0]]} is in a group that never loses to the others "
-            "it is compared with, and not all pairs are compared; give the law mass on all pairs"
+            f"the likelihood has no maximum: response {game.names[top[0]]} is in a group that never loses to the "
+            "others it is compared with, and not all pairs are compared; give the law mass on all pairs"
         )
     reward, group = np.zeros(n), np.zeros(n, dtype=np.int64)
     misfit, certificate, iterations = 0.0, 0.0, 0
@@ -139,11 +140,11 @@ def _fit(P: Array, w: Array, name: str) -> tuple[Array, float, float, int]:
         return float((w * P * log_expit(r[:, None] - r)).sum())  # each pair once, from the winner's side
 
     current = value(r)
-    for step in range(_STEPS + 1):  # noqa: B007
+    for step in range(_STEPS + 1):
         fitted = expit(r[:, None] - r)
         gradient = (w * (P - fitted)).sum(axis=1)
         error = float(np.abs(gradient / weight).max())
-        if error <= _CERTIFIED:
+        if error <= (_CERTIFIED if step < _STEPS else _ENOUGH):
             break
         curvature = w * fitted * fitted.T
         H = np.diag(curvature.sum(axis=1)) - curvature
