@@ -32,9 +32,11 @@ NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:e-?\d+)?")
 EXAMPLE_FILES = (
     "envs/two_doors.py",
     "algorithms/explore_then_commit.py",
+    "algorithms/exponential_po.py",
     "theory/claims/explore_then_commit.py",
     "tests/test_two_doors.py",
     "tests/test_explore_then_commit.py",
+    "tests/test_exponential_po.py",
 )
 
 
@@ -339,7 +341,7 @@ def test_the_examples_pass_their_own_tests(checkout):
         check=False,
     )
     assert done.returncode == 0, done.stdout
-    assert "16 passed" in done.stdout
+    assert "21 passed" in done.stdout
 
 
 def test_the_examples_are_in_the_house_style(checkout):

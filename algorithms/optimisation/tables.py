@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 class Table(Protocol):
     """log_probabilities(theta) is differentiable, (prompts * responses,); start(log_law) is a theta with that law."""
 
-    prompts: int
+    @property
+    def prompts(self) -> int: ...
 
     @property
     def responses(self) -> int: ...
