@@ -47,6 +47,7 @@ def judge_laws(outcomes: Sequence[Outcome]) -> Judgement:
         {
             "the best response": judge_identity([o["wrong"] for o in outcomes]),
             "each is the best of a law": judge_identity([o["winners"] - 3 for o in outcomes]),
+            "the rewards differ": judge_inequality([o["spread"] - 1e-3 for o in outcomes]),
             "the bound": judge_inequality([o["slack"] for o in outcomes], 1e-9),
         }
     )
@@ -63,6 +64,7 @@ def judge_people(outcomes: Sequence[Outcome]) -> Judgement:
         {
             "the best policy jumps": judge_identity([o["policy"] - 1 for o in outcomes]),
             "on both sides it is as said": judge_identity([0.0 if o["best"] else 1.0 for o in outcomes]),
+            "the equilibrium in closed form": judge_identity([o["closed"] for o in outcomes]),
             "the equilibrium moves by 2 e": judge_identity([o["nash"] - 2 * o["step"] for o in outcomes]),
             "the reward moves by less than 5 e": judge_inequality(
                 [5 * o["step"] - o["reward"] for o in outcomes]
