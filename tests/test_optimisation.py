@@ -244,3 +244,8 @@ def test_what_comparisons_leave_open_is_named():
     for names, who in ((None, "response 3"), (("a", "b", "c", "d"), "response 'd'")):
         with pytest.raises(ValueError, match=f"comparison 1 is of {who}, which the reference gives no mass"):
             fit_pairs(dpo_loss, pairs, dead, names=names, beta=1.0)
+
+
+def test_a_tree_needs_a_tree():
+    with pytest.raises(TypeError, match="the kernel is a DenseKernel; a prefix tree is a TokenMDP's"):
+        PrefixTree(random_token_mdp(2, 2).to_dense().kernel)

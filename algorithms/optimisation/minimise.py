@@ -168,7 +168,7 @@ def fit_pairs(
         )
     table = SoftmaxTable(n) if table is None else table
     if not unidentified and table.prompts == 1:
-        check_connected(*pairs.index.T, n, names)
+        check_connected(pairs.index[:, 0], pairs.index[:, 1], n, names)
     p, w = pairs.tensors()
     anchor = gather(torch.tensor(log_reference), pairs)
     more = {name: gather(torch.tensor(np.asarray(x)), pairs) for name, x in (others or {}).items()}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ...envs.kernels import Array, TreeKernel
+from ...envs.kernels import Array, Kernel, TreeKernel
 from ..planning.sequences import leaf_blocks
 
 if TYPE_CHECKING:
@@ -89,7 +89,18 @@ class PrefixTree:
     H tokens is cut by the horizon and has no end action.
     """
 
-    tree: TreeKernel
+    kernel: Kernel
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.kernel, TreeKernel):
+            raise TypeError(
+                f"the kernel is a {type(self.kernel).__name__}; a prefix tree is a TokenMDP's, on a TreeKernel"
+            )
+
+    @property
+    def tree(self) -> TreeKernel:
+        assert isinstance(self.kernel, TreeKernel)
+        return self.kernel
 
     @property
     def prompts(self) -> int:

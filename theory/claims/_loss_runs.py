@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -190,7 +191,7 @@ def noisy_minimiser(*, seed: int, fault: str = "none") -> dict[str, Any]:
     """
     rng = np.random.default_rng([seed, 3])
     beta, p, eps = (float(rng.uniform(*ends)) for ends in ((0.1, 2), (0.05, 0.95), (0.05, 0.45)))
-    pairs, flat = Pairs([[0, 1]], [p], [1.0]), np.log([0.5, 0.5])
+    pairs, flat = Pairs(np.array([[0, 1]]), np.array([p]), np.ones(1)), np.log([0.5, 0.5])
     noise = 0.0 if fault == "unsmoothed" else eps
     log_pi, _ = fit_pairs(dpo_loss, pairs, flat, tolerance=1e-13, beta=beta, label_smoothing=noise)
     seen = min(p + eps, 0.999) if fault == "additive" else (1 - 2 * eps) * p + eps
@@ -345,13 +346,12 @@ def sppo_minimiser(*, seed: int, etas: Sequence[float], fault: str = "none") -> 
         wins = wins + 0.5
     if fault == "losing":
         wins = 1 - wins
-    mu, previous, w = torch.as_tensor(wins), torch.as_tensor(np.log(law)), torch.as_tensor(law)
+    seen, previous, w = torch.as_tensor(wins), torch.as_tensor(np.log(law)), torch.as_tensor(law)
     table = SoftmaxTable(len(g))
     distances = []
     for eta in etas:
-        found = fit(
-            lambda lp, eta=eta: sppo_loss(lp, previous, mu, w, eta=eta), table, np.log(law), tolerance=1e-14
-        )
+        loss = functools.partial(sppo_loss, previous=previous, wins=seen, weight=w, eta=eta)
+        found = fit(loss, table, np.log(law), tolerance=1e-14)
         step = SPPO(g, eta, law).advance(1).log_policy
         distances.append(float(np.abs(law_of(table, found) - step).max()))
     return {"distances": distances}
