@@ -125,12 +125,12 @@ def check_factors(z: ArrayLike) -> Array:
     return table
 
 
-def lexicographic_weights(ranges: Sequence[int]) -> Array:
+def lexicographic_weights(ranges: ArrayLike) -> Array:
     """w_l = prod_{m > l} ranges[m], most important first: with whole-numbered factors in 0, ..., ranges[l] - 1 the sum
     of w_l z_l orders responses lexicographically, as a number in mixed radix. With real factors it does not."""
     sizes = np.asarray(ranges)
     if sizes.ndim != 1 or not len(sizes) or sizes.dtype.kind not in "iu" or (sizes < 1).any():
-        raise ValueError(f"ranges is {tuple(ranges)}; expected whole numbers of at least 1, a level each")
+        raise ValueError(f"ranges is {sizes.tolist()}; expected whole numbers of at least 1, a level each")
     if np.log2(sizes.astype(np.float64)).sum() > 53:
         raise ValueError("the product of ranges exceeds 2^53: the weighted sum is not exact in float64")
     return np.append(np.cumprod(sizes[:0:-1].astype(np.float64))[::-1], 1.0)

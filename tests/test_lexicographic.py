@@ -126,7 +126,7 @@ def test_as_an_annotator():
             r"z\[1, 0\] is nan; factors are finite",
         ),
         (lambda: LexicographicComparator((0,)).game([]), r"z has shape \(0,\); expected \(\.\.\., factors\)"),
-        (lambda: lexicographic_weights([2, 0]), r"ranges is \(2, 0\); expected whole numbers"),
+        (lambda: lexicographic_weights([2, 0]), r"ranges is \[2, 0\]; expected whole numbers"),
         (lambda: lexicographic_weights([2**30, 2**30]), r"exceeds 2\^53"),
         (lambda: uniform_cycle_share(1.5), r"margin is 1.5; .* in \[0, 1\]"),
     ],

@@ -81,7 +81,8 @@ def fit_bradley_terry(game: PreferenceGame, law: ArrayLike | None = None) -> Bra
     w = _weights(game.reference if law is None else law, n)
     complete = np.count_nonzero(w) == n * (n - 1)
     if not complete:
-        check_connected(*np.nonzero(w), n, game.names)
+        first, second = np.nonzero(w)
+        check_connected(first, second, n, game.names)
     groups = _groups(game.P, w)
     if len(groups) > 1 and not complete:
         may_lose = (game.P.T > 0) & (w > 0)

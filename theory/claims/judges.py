@@ -19,6 +19,7 @@ from ._structure_runs import cell
 WORLD = "SmolLM2-135M-Instruct on eight prompts, at most five tokens, four a step"
 PROMPTS = range(8)
 TWO = (0, 4)  # prompts are enough for a control
+ALONE = tuple((judge,) for judge in JUDGES)
 TAUS = (0.05, 0.1, 0.2)
 
 
@@ -41,9 +42,14 @@ def judge_majorities(outcomes: Sequence[Outcome]) -> Judgement:
     )
 
 
+def only(judge: str) -> Control:
+    name = f"only_{judge.replace(' ', '_')}"
+    return Control(name, f"the {judge} alone", lambda plan: majorities(plan, ((judge,),)))
+
+
 def rankings(
     plan: Plan,
-    judges: Sequence[Sequence[str]] = tuple((j,) for j in JUDGES),
+    judges: Sequence[Sequence[str]] = ALONE,
     prompts: Sequence[int] = PROMPTS,
 ) -> list[Cell]:
     return [cell("one_judge", 0, prompt=x, judges=list(some)) for some in judges for x in prompts]
@@ -110,14 +116,7 @@ CLAIMS = (
         source="Condorcet's paradox, on the shipped world",
         cells=majorities,
         judge=judge_majorities,
-        controls=tuple(
-            Control(
-                f"only_{judge.replace(' ', '_')}",
-                f"the {judge} alone",
-                lambda plan, j=judge: majorities(plan, ((j,),)),
-            )
-            for judge in JUDGES
-        ),
+        controls=tuple(only(judge) for judge in JUDGES),
     ),
     Claim(
         name="judges.one_judge",
