@@ -12,6 +12,8 @@ is torn between equal ones. Each judge alone ranks the texts; together they need
 
     P(y > y' | x) = the share of the judges that prefer y, ties half       `judged_game(prompt)`
     P(y > y' | x) = 1, 1/2 or 0 as this share is above, at or below 1/2    `judged_game(prompt, strict=True)`
+
+and `judged_annotator` answers so about the world's trajectories.
 """
 
 from __future__ import annotations
@@ -28,11 +30,14 @@ from typing import Any
 
 import numpy as np
 
+from .annotators import KernelAnnotator
+from .budget import Seed
 from .kernels import Array, Index
 from .language_world import load_language_world
 from .option_table import nearest
 from .preference_games import PreferenceGame
 from .token_mdp import TokenMDP
+from .trajectories import Trajectories
 
 FORMAT = 1
 SHIPPED = "smollm2_judges.npz"
@@ -105,27 +110,17 @@ def judged_game(
     world, scores  None = the shipped ones (leaves without probability under the reference are left out)
     """
     model = _world() if world is None else world
-    known = _scores() if scores is None else dict(scores)
+    judges, columns = _columns(judges, model, scores)
     if isinstance(prompt, str):
         if prompt not in model.prompts:
             raise ValueError(f"prompt {prompt!r} {nearest(prompt, model.prompts)}")
         prompt = model.prompts.index(prompt)
     if not 0 <= prompt < model.roots:
         raise ValueError(f"prompt is {prompt}; the world's are numbered from 0 to {model.roots - 1}")
-    judges = tuple(judges)
-    if not judges or len(set(judges)) < len(judges):
-        raise ValueError(f"judges are {judges}; at least one is needed, and each at most once")
-    for name in judges:
-        if name not in known:
-            raise ValueError(f"judge {name!r} {nearest(name, known)}")
-        if len(known[name]) != model.n_leaves:
-            raise ValueError(
-                f"judge {name!r} has {len(known[name])} scores for {model.n_leaves} leaves of the world"
-            )
     probability = model.leaf_probabilities()
     leaves = np.flatnonzero((model.leaf_prompts == prompt) & (probability > 0))
     mu = probability[leaves]
-    table = np.column_stack([np.round(known[name][leaves], DIGITS) for name in judges])
+    table = columns[leaves]
     if merge:
         likeliest = np.argsort(-mu, kind="stable")
         _, first, which = np.unique(table[likeliest], axis=0, return_index=True, return_inverse=True)
@@ -134,6 +129,51 @@ def judged_game(
     name = f"Judges({model.prompts[prompt]!r}, {', '.join(judges)}{', strict' if strict else ''})"
     game = PreferenceGame(majority(table, strict=strict), mu / mu.sum(), name=name)
     return JudgedGame(game, leaves, table, judges, tuple(model.text(model.trajectories(leaves))))
+
+
+def judged_annotator(
+    seed: Seed,
+    judges: Sequence[str] = JUDGES,
+    *,
+    strict: bool = False,
+    world: TokenMDP | None = None,
+    scores: Mapping[str, Array] | None = None,
+    **options: Any,
+) -> KernelAnnotator:
+    """The same majority as an annotator of the world's trajectories; both of a pair must answer one prompt.
+
+    options  of `KernelAnnotator`: budget, keep_log
+    """
+    model = _world() if world is None else world
+    _, columns = _columns(judges, model, scores)
+
+    def preference(first: Trajectories, second: Trajectories) -> Array:
+        a, b = model.leaves(first), model.leaves(second)
+        other = np.flatnonzero(model.leaf_prompts[a] != model.leaf_prompts[b])
+        if len(other):
+            x, y = (model.prompts[model.leaf_prompts[leaf[other[0]]]] for leaf in (a, b))
+            raise ValueError(f"pair {other[0]} compares answers to two prompts, {x!r} and {y!r}")
+        balance = np.sign(columns[a] - columns[b]).sum(axis=1)
+        return np.asarray(0.5 + 0.5 * (np.sign(balance) if strict else balance / columns.shape[1]))
+
+    return KernelAnnotator(model, seed, preference, **options)
+
+
+def _columns(
+    judges: Sequence[str], world: TokenMDP, scores: Mapping[str, Array] | None
+) -> tuple[tuple[str, ...], Array]:
+    """The judges, checked, and the scores of all leaves by each, (n_leaves, judges)."""
+    known, judges = _scores() if scores is None else scores, tuple(judges)
+    if not judges or len(set(judges)) < len(judges):
+        raise ValueError(f"judges are {judges}; at least one is needed, and each at most once")
+    for name in judges:
+        if name not in known:
+            raise ValueError(f"judge {name!r} {nearest(name, known)}")
+        if len(known[name]) != world.n_leaves:
+            raise ValueError(
+                f"judge {name!r} has {len(known[name])} scores for {world.n_leaves} leaves of the world"
+            )
+    return judges, np.column_stack([np.round(known[name], DIGITS) for name in judges])
 
 
 @cache

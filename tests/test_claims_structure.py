@@ -40,12 +40,16 @@ def test_every_claim_expands_to_cells_and_so_does_every_control(plan):
 @pytest.mark.parametrize("name", [name for name in CLAIMS if name not in SLOW])
 def test_claims_hold_and_their_controls_are_caught(name):
     claim = CLAIMS[name]
-    plan = Plan(quick=True, seeds=None if name in ("heron.cycle_share", "heron.winner") else 3)
+    plan = Plan(
+        quick=True, seeds=None if name in ("heron.cycle_share", "heron.winner", "heron.no_weight") else 3
+    )
     outcomes = measured(claim.cells(plan))
     judgement = claim.judge(outcomes)
     assert judgement.verdict == "verified", judgement.detail
     for control in claim.controls:
         assert claim.judge(measured(control.cells(plan))).verdict == "refuted", control.name
+    if claim.figure is not None:
+        assert claim.figure(outcomes, judgement).axes[0].lines
 
 
 @pytest.mark.parametrize("name", SLOW)
@@ -72,6 +76,27 @@ def test_the_share_of_circles_is_judged_by_its_interval(factor, verdict):
         lambda c: {"found": round(c.parameters["draws"] * 0.0135 * factor), "expected": 0.0135},
     )
     assert claim.judge(outcomes).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("power", "verdict"), [(-2.0, "verified"), (-1.7, "refuted"), (-2.3, "refuted"), (0.0, "refuted")]
+)
+def test_the_lightest_weight_is_judged_by_its_exponent(power, verdict):
+    claim = CLAIMS["heron.no_weight"]
+    outcomes = made(
+        claim.cells(Plan(seeds=5)), lambda c: {"weight": np.array(heron.SIZES, dtype=float) ** power}
+    )
+    assert claim.judge(outcomes).verdict == verdict
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_lightest_weight_against_its_definition(seed):
+    """A little less orders the sample lexicographically, a little more does not."""
+    (weight,) = runs.lightest(seed=seed, sizes=[12])["weight"]
+    z = np.random.default_rng([seed, 10]).random((12, 2))
+    order = np.lexsort((z[:, 1], z[:, 0])).tolist()
+    assert np.argsort(z @ [1, 0.999 * weight]).tolist() == order
+    assert np.argsort(z @ [1, 1.001 * weight]).tolist() != order
 
 
 def test_cells_are_pure():

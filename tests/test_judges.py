@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from preflab.algorithms.planning import exploitability, nash
 from preflab.envs import PreferenceGame, judge_scores, load_language_world, random_token_mdp
-from preflab.envs.judges import JUDGES, SCORED, judged_game, load_scores, majority, provenance
+from preflab.envs.judges import (
+    JUDGES,
+    SCORED,
+    judged_annotator,
+    judged_game,
+    load_scores,
+    majority,
+    provenance,
+)
 from preflab.envs.tournaments import beats, condorcet_winner, cycles, is_preorder, smith_set
 
 
@@ -196,6 +204,22 @@ def test_what_the_circles_do_at_the_top():
             assert (solution.policy > 1e-6).sum() >= 3
             assert exploitability(game, np.eye(len(game))[np.argmax(solution.policy)]) == 0.5
     assert mixes == [0, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_the_annotator_answers_as_the_game(world, strict):
+    made, annotator = judged_game(2, strict=strict), judged_annotator(0, strict=strict, budget=300)
+    i, j = np.random.default_rng(0).integers(len(made.leaves), size=(2, 300))
+    first, second = (world.trajectories(made.leaves[k]) for k in (i, j))
+    P = annotator.probability(first, second)
+    np.testing.assert_array_equal(P, made.game.P[i, j])
+    answers = annotator.compare(first, second)
+    assert set(answers[P == 1]) <= {1}
+    assert set(answers[P == 0]) <= {0}
+    with pytest.raises(
+        ValueError, match="pair 0 compares answers to two prompts, 'The trip was' and 'The food was'"
+    ):
+        annotator.probability(first, world.trajectories(judged_game(0).leaves[j]))
 
 
 def test_answers_that_the_reference_cannot_write_are_left_out():

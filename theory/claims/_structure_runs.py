@@ -115,6 +115,22 @@ def circles(*, seed: int, margin: float, draws: int, fault: str = "none") -> dic
     return {"found": int(found.sum()), "expected": uniform_cycle_share(margin) / 2}
 
 
+def lightest(*, seed: int, sizes: Sequence[int], whole: bool = False) -> dict[str, Any]:
+    """For samples of two factors, uniform on [0, 1], the largest w for which z_1 + w z_2 orders them lexicographically:
+    the smallest (z_1 - z_1') / (z_2' - z_2) over pairs that the second factor would order otherwise.
+
+    whole  factors in {0, 1/9, ..., 1}
+    """
+    rng = np.random.default_rng([seed, 10])
+    found = []
+    for n in sizes:
+        z = rng.integers(0, 10, (n, 2)) / 9 if whole else rng.random((n, 2))
+        d = z[:, None] - z
+        against = (d[..., 0] > 0) & (d[..., 1] < 0)
+        found.append(float((d[..., 0][against] / -d[..., 1][against]).min()))
+    return {"weight": found}
+
+
 def heron_game(seed: int, n: int, margin: float) -> PreferenceGame:
     """n responses with two factors uniform on [0, 1], a margin on the first in units of its range."""
     z = np.random.default_rng([seed, 4]).random((n, 2))

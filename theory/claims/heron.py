@@ -9,13 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .. import figures
 from ..cells import Cell
 from ..claim import Claim, Control, Judgement, Outcome, Plan
-from ..statistics import all_of, conjunction, judge_identity, judge_inequality, judge_probability
+from ..statistics import (
+    all_of,
+    conjunction,
+    judge_identity,
+    judge_inequality,
+    judge_probability,
+    judge_rate,
+    slope_loglog,
+)
 from ._structure_runs import cell
 
 PAPER = "HERON (arXiv 2309.02632)"
 MARGINS = (0.3, 0.5, 0.8)
+SIZES = (16, 32, 64, 128, 256)
 CLOSE = 0.05  # of a share: the interval lies within 5 % of it
 
 
@@ -74,6 +84,20 @@ def judge_circles(outcomes: Sequence[Outcome]) -> Judgement:
     return conjunction(
         {f"margin {margin:g}": part(margin) for margin in dict.fromkeys(o["margin"] for o in outcomes)}
     )
+
+
+def lightest(plan: Plan, whole: bool = False) -> list[Cell]:
+    return [cell("lightest", s, sizes=SIZES, whole=whole) for s in plan.seed_range(quick=200, full=800)]
+
+
+def judge_lightest(outcomes: Sequence[Outcome]) -> Judgement:
+    return judge_rate(slope_loglog(SIZES, [o["weight"] for o in outcomes]), -2.0, slack=0.15)
+
+
+def draw_lightest(outcomes: Sequence[Outcome], judgement: Judgement) -> Any:
+    Y = [o["weight"] for o in outcomes]
+    line = figures.Curve("uniform factors", SIZES, Y, slope_loglog(SIZES, Y))
+    return figures.loglog([line], x="responses n", y="largest weight of the second factor", reference=-2.0)
 
 
 def misfits(plan: Plan, margin: float = 0.3, fault: str = "none") -> list[Cell]:
@@ -139,6 +163,21 @@ CLAIMS = (
                 "reversed", "the order of importance reversed", lambda plan: rankings(plan, fault="reversed")
             ),
         ),
+    ),
+    Claim(
+        name="heron.no_weight",
+        kind="rate",
+        title="With real factors no weights do for all samples: the second one falls like one over n squared",
+        statement=r"For $n$ responses with two independent uniform factors the largest $w$ such that $z_1 + w z_2$ "
+        r"orders them lexicographically is positive, and falls like $n^{-2}$.",
+        assumptions=(r"$n$ from 16 to 256", "the mean over samples"),
+        source="some of n(n-1)/2 pairs have ever closer first factors; every finite sample has a weight, all have none",
+        cells=lightest,
+        judge=judge_lightest,
+        controls=(
+            Control("whole_numbers", "ten values of each factor", lambda plan: lightest(plan, whole=True)),
+        ),
+        figure=draw_lightest,
     ),
     Claim(
         name="heron.invariances",
