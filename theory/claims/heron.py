@@ -149,7 +149,7 @@ CLAIMS = (
         statement=r"With $d = 0$ the tree is the lexicographic order, a total preorder; with factors $z_l \in "
         r"\{0, \ldots, m_l - 1\}$ it is the order of $\sum_l w_l z_l$, $w_l = \prod_{k > l} m_k$.",
         assumptions=("three factors in a random order of importance",),
-        source=f"{PAPER}, section 3; the weights are those of a number in mixed radix",
+        source=f"{PAPER}, its decision tree; the weights are those of a number in mixed radix",
         cells=rankings,
         judge=judge_rankings,
         controls=(
