@@ -6,7 +6,8 @@
     readability  Flesch's reading ease, 206.835 - 1.015 words / sentences - 84.6 syllables / words: short words, short
                  sentences. Syllables are pyphen's places to hyphenate plus one, and a sentence has more than two words
                  (if none has, the text is one), as in textstat 0.7.3 (which imports a module that setuptools no longer
-                 has); unlike there averages are not rounded, and a hyphen separates words.
+                 has); unlike there averages are not rounded, a hyphen separates words and a number is
+                 none.
     length       the number of characters, longer is better: the bias to long answers that people and models show as
                  judges. In characters and not in words, since answers of at most five tokens mostly tie in words.
 
