@@ -37,6 +37,8 @@ from ..envs.kernels import Array, Index
 
 Mask = NDArray[np.bool_]
 Weighting = Literal["equal", "unit", "position", "first"]
+Aggregation = Literal["sum", "code"]
+Discount = Literal["smdp", "macro"]
 
 # ---- terminations ----------------------------------------------------------------------------------------------------
 
@@ -122,7 +124,7 @@ def _check_macro(macro: ArrayLike) -> Index:
 
 def macro_sum(x: ArrayLike, macro: Index) -> Array:
     """(B, M): the sum of x (B, T) over each macro; 0 for macros that a row does not have."""
-    inside, (rows, _) = macro >= 0, np.indices(macro.shape)
+    inside, rows = macro >= 0, np.broadcast_to(np.arange(len(macro))[:, None], macro.shape)
     width = int(macro.max()) + 1
     flat = rows[inside] * width + macro[inside]
     total = np.bincount(flat, weights=np.asarray(x, dtype=np.float64)[inside], minlength=len(macro) * width)
@@ -204,8 +206,8 @@ def macro_gae(
     gamma: float = 1.0,
     lam: float = 0.95,
     weighting: Weighting = "equal",
-    aggregation: Literal["sum", "code"] = "sum",
-    discount: Literal["smdp", "macro"] = "smdp",
+    aggregation: Aggregation = "sum",
+    discount: Discount = "smdp",
 ) -> Advantages:
     """Advantages of macro actions, for every token; values[b, t] is that of the prefix before token t."""
     k = _check_macro(macro)

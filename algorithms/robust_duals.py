@@ -54,7 +54,7 @@ def _checked(values: ArrayLike, law: ArrayLike, lam: float) -> tuple[Array, Arra
 
 
 def total_variation_distance(mu: ArrayLike, p: ArrayLike) -> float:
-    return float(np.abs(np.asarray(mu, dtype=np.float64) - p).sum()) / 2
+    return float(np.abs(np.asarray(mu, dtype=np.float64) - np.asarray(p, dtype=np.float64)).sum()) / 2
 
 
 def kl_divergence(mu: ArrayLike, p: ArrayLike) -> float:

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 
 from ...algorithms.ma_rlhf import (
+    Aggregation,
+    Discount,
+    Weighting,
     fixed,
     from_starts,
     lengths_of,
@@ -33,7 +36,7 @@ from ..claim import Claim, Control, Judgement, Outcome, Plan
 from ..statistics import all_of, conjunction, judge_identity, judge_ordering
 
 PAPER = "Chai et al., ICLR 2025 (arXiv 2410.02743)"
-WEIGHTINGS = ("equal", "unit", "position", "first")
+WEIGHTINGS: tuple[Weighting, ...] = ("equal", "unit", "position", "first")
 
 
 def cell(function: str, seed: int, **parameters: Any) -> Cell:
@@ -67,7 +70,8 @@ def batches(*, seed: int, fault: str = "none") -> dict[str, Any]:
     by_token = [
         macro_gae(rewards, values, one, gamma=gamma, lam=lam, weighting=w).advantage for w in WEIGHTINGS
     ]
-    aggregation, discount = ("code" if fault == "code" else "sum"), ("macro" if fault == "once" else "smdp")
+    aggregation: Aggregation = "code" if fault == "code" else "sum"
+    discount: Discount = "macro" if fault == "once" else "smdp"
     whole = macro_gae(rewards, values, fixed(mask, 99), lam=lam, aggregation=aggregation)
     grams = fixed(mask, n)
     plain = macro_gae(rewards, values, grams, aggregation=aggregation)
@@ -210,7 +214,7 @@ def gradient(*, seed: int, n: int, lam: float, noise: float = 0.0, fault: str = 
     policy = _policy(model.sizes[:-1], model.n_actions, rng)
     law, leaves, found = sequence_law(model, policy)[0], leaf_trajectories(model), evaluate(model, policy)
     mask = leaves.states > 0
-    s, a, h = leaves.states, leaves.actions, np.arange(model.horizon)
+    s, a, h = leaves.states, leaves.actions, range(model.horizon)
     critic = [v + noise * rng.normal(size=len(v)) for v in found.V[:-1]]
     rewards = np.stack([model.reward[t][s[:, t], a[:, t]] for t in h], axis=1)
     values = np.stack([critic[t][s[:, t]] for t in h], axis=1)
