@@ -25,11 +25,14 @@ if TYPE_CHECKING:  # pragma: no cover
     from .exploration import river_swim as river_swim
     from .features import FeatureMap as FeatureMap
     from .gym_env import FiniteMDPEnv as FiniteMDPEnv
+    from .judges import judged_annotator as judged_annotator
+    from .judges import judged_game as judged_game
     from .kernels import CSRKernel as CSRKernel
     from .kernels import DenseKernel as DenseKernel
     from .kernels import Kernel as Kernel
     from .kernels import TreeKernel as TreeKernel
     from .language_world import load_language_world as load_language_world
+    from .lexicographic import LexicographicComparator as LexicographicComparator
     from .linear_mdp import AssumptionWarning as AssumptionWarning
     from .linear_mdp import LinearMDP as LinearMDP
     from .linear_mdp import hypercube_mdp as hypercube_mdp
@@ -74,8 +77,10 @@ _EXPORTS = {
     "exploration": ("combination_lock", "deep_sea", "river_swim"),
     "features": ("FeatureMap",),
     "gym_env": ("FiniteMDPEnv",),
+    "judges": ("judged_annotator", "judged_game"),
     "kernels": ("CSRKernel", "DenseKernel", "Kernel", "TreeKernel"),
     "language_world": ("load_language_world",),
+    "lexicographic": ("LexicographicComparator",),
     "linear_mdp": (
         "AssumptionWarning",
         "LinearMDP",
