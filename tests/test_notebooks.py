@@ -11,6 +11,9 @@ from pathlib import Path
 import nbformat
 import pytest
 from preflab.algorithms import pr_lsvi
+from preflab.algorithms.dpo import dpo_loss
+from preflab.algorithms.nash_md import NashMD
+from preflab.algorithms.self_play import mixture
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -94,21 +97,33 @@ def test_figures_and_assertions_are_there(path):
     )
 
 
-def test_the_lesson_prints_the_code_as_it_is():
-    printed = "\n".join(
-        text for text in markdown(read(ROOT / "notebooks/01_pr_lsvi.ipynb")) if "```python" in text
-    )
-    methods = [
-        "_episode",
-        "_perturb",
-        "_comparator",
-        "_query",
-        "_learn_reward",
-        "_count",
-        "_learn_transitions",
-    ]
-    functions = [pr_lsvi.interpolate.py_func, pr_lsvi._plan.py_func, pr_lsvi.disagreement]
-    for function in [*(getattr(pr_lsvi.PRLSVI, name) for name in methods), *functions]:
+PRINTED = {
+    "01_pr_lsvi": [
+        *(
+            getattr(pr_lsvi.PRLSVI, name)
+            for name in (
+                "_episode",
+                "_perturb",
+                "_comparator",
+                "_query",
+                "_learn_reward",
+                "_count",
+                "_learn_transitions",
+            )
+        ),
+        pr_lsvi.interpolate.py_func,
+        pr_lsvi._plan.py_func,
+        pr_lsvi.disagreement,
+    ],
+    "04_nash_learning": [NashMD._next, mixture],
+    "05_dpo_family_exact": [dpo_loss],
+}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_lesson_prints_the_code_as_it_is(path):
+    printed = "\n".join(text for text in markdown(read(path)) if "```python" in text)
+    for function in PRINTED[path.stem]:
         source = textwrap.dedent(inspect.getsource(function))
         assert source in printed, f"{function.__name__} has changed: python notebooks/save.py"
 
