@@ -195,7 +195,7 @@ def acceleration(*, seed: int, alpha: float, fault: str = "none") -> dict[str, A
     rewards = -np.cumsum([0.0, *rng.uniform(0.3, 0.6, size=4)])  # the best is response 0
     beta, log_reference = float(rng.uniform(0.5, 1)), np.log(0.5 * rng.dirichlet(np.ones(5)) + 0.1)
     run = KINDS[fault].of_reward(rewards, log_reference, beta, alpha)
-    ends = []
+    ends: list[float] = []
     for _ in range(2):
         run.advance(100 if not ends else 20)
         ends.append(float(logsumexp(run.log_proposal[1:])))
@@ -533,7 +533,7 @@ CLAIMS = (
         cells=crossing_cells,
         judge=judge_crossing,
         controls=(
-            Control("many_pairs", "200 pairs a round", lambda plan: crossing_cells(plan, pairs=200)),
+            Control("many_pairs", "500 pairs a round", lambda plan: crossing_cells(plan, pairs=500)),
             Control(
                 "of_reference", "pairs of the reference", lambda plan: crossing_cells(plan, on_policy=False)
             ),

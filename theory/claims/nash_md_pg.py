@@ -102,8 +102,8 @@ def gradients(*, seed: int, opponent: str, share: float = 0.25, fault: str = "no
     def listed(baseline: float) -> Tensor:
         """All pairs: a row a response y, a column an opponent's y'."""
         n = len(game)
-        rows = [x[:, None].expand(n, n) for x in (log_pi, mu)]
-        return nash_md_pg_loss(*rows, P, weight[:, None] * drawn, tau=tau, baseline=baseline)
+        policy, reference = (x[:, None].expand(n, n) for x in (log_pi, mu))
+        return nash_md_pg_loss(policy, reference, P, weight[:, None] * drawn, tau=tau, baseline=baseline)
 
     losses = [listed(b) for b in (0.5, 0.0, -3.0)]
     if fault == "live_opponent":
@@ -290,15 +290,15 @@ def variances(*, seed: int, fault: str = "none") -> dict[str, Any]:
         half, none, best = (
             moments(tree, theta, game, m, tau, b) for b in (-0.5 if fault == "plus_half" else 0.5, 0.0, 0.0)
         )
-        least = moments(tree, theta, game, m, tau, best[2])[1]
+        least, further = (moments(tree, theta, game, m, tau, best[2] + x)[1] for x in (0.0, 1.0))
         means.append(float(np.abs(half[0] - none[0]).max()))
         slack.append((none[1] - half[1]) / none[1])
         # the variance is a parabola in b with its least value at b*
-        curvature = (none[1] - least) / best[2] ** 2
         value = -0.5 if fault == "plus_half" else 0.5
-        parabola.append((half[1] - least - curvature * (value - best[2]) ** 2) / none[1])
-    at = game.log_reference if fault == "of_reference" else star.log_policy
-    b = moments(tree, tree.start(at).numpy(), game, np.exp(at), tau)[2]
+        for b, variance in ((value, half[1]), (0.0, none[1])):
+            parabola.append((variance - least - (further - least) * (b - best[2]) ** 2) / none[1])
+    log_law = game.log_reference if fault == "of_reference" else star.log_policy
+    b = moments(tree, tree.start(log_law).numpy(), game, np.exp(log_law), tau)[2]
     constant = b - (0.5 - tau * kl(star.log_policy, game.log_reference))
     return {"means": means, "slack": slack, "parabola": parabola, "constant": constant}
 

@@ -178,19 +178,19 @@ def saddle(*, seed: int, fault: str = "none") -> dict[str, Any]:
     wins, anchors = torch.tensor(game.P.T.copy()), torch.as_tensor(np.log(ref))
 
     def inner(theta: Tensor) -> Tensor:
-        log_rows = table.log_probabilities(theta).reshape(n, n)
-        return -(log_rows.exp() * (wins - beta * (log_rows - anchors))).sum()
+        replies = table.log_probabilities(theta).reshape(n, n)
+        return -(replies.exp() * (wins - beta * (replies - anchors))).sum()
 
     log_rows = table.log_probabilities(minimise(inner, table.start(), tolerance=1e-11).theta).reshape(n, n)
     left = (log_rows.exp() * (wins - beta * (log_rows - anchors))).sum(1)
-    mu = torch.as_tensor(game.log_reference)
+    anchor = torch.as_tensor(game.log_reference)
 
     def outer(theta: Tensor) -> Tensor:
         log_law = one.log_probabilities(theta)
-        return (log_law.exp() * (left + beta * (log_law - mu))).sum()
+        return (log_law.exp() * (left + beta * (log_law - anchor))).sum()
 
-    log_law = one.log_probabilities(minimise(outer, one.start(), tolerance=1e-11).theta).numpy()
-    numeric = [np.exp(log_rows.numpy()) - found.improvement, np.exp(log_law) - best]
+    generated = one.log_probabilities(minimise(outer, one.start(), tolerance=1e-11).theta).numpy()
+    numeric = [np.exp(log_rows.numpy()) - found.improvement, np.exp(generated) - best]
     return {"errors": errors, "optimiser": [float(np.abs(x).max()) for x in numeric]}
 
 
