@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -418,13 +418,13 @@ def logits_of(output: Any) -> Tensor:
     return logits
 
 
-def check_logits(logits: Tensor, place: Any) -> None:
-    """ValueError where a row of (m, V) holds nan or +inf; `place` names row i. -inf is a token that is ruled out."""
-    bad = (logits.isnan() | (logits == math.inf)).any(-1)
+def check_logits(logits: Tensor, place: Callable[[int], str]) -> None:
+    """ValueError where a row of (m, V) is no law; `place` names row i. A single -inf is a token that is ruled out."""
+    bad = ~logits.logsumexp(-1).isfinite()
     if bad.any():
         raise ValueError(
-            f"the model's logits at {place(int(bad.int().argmax()))} are not numbers (nan or inf): its weights are "
-            "damaged, or the number format is too narrow"
+            f"the model's logits at {place(int(bad.int().argmax()))} are not numbers (nan, inf, or all -inf): its "
+            "weights are damaged, or the number format is too narrow"
         )
 
 
