@@ -15,7 +15,8 @@ variants of Nash-MD (`nash_md`). With temperature tau, reference mu, y ~ pi_thet
 beta is called `share` here, as in `self_play.mixture`: the weight of mu. The -1/2 does not change the expected
 gradient; the constant of least variance is b* = E[c |s|^2] / E[|s|^2], with c = P(y > y') - tau log pi/mu and
 s = grad log pi, and the variance is that at b* plus (b - b*)^2 E|s|^2 (`moments`). At the equilibrium against itself
-b* = 1/2 - tau KL(pi*, mu).
+b* = 1/2 - tau KL(pi*, mu). So 1/2 beats 0 where b* > 1/4: between mu and the equilibrium in
+all games measured, but not everywhere.
 
 Where they end (measured by the claims; small steps). Nash-MD-PG: at the best response to its own mixture,
 pi ∝ mu exp(P(. > m) / tau), the limit of Nash-MD with the constant step share / tau, and not at the regularised

@@ -275,16 +275,18 @@ def variances(*, seed: int, fault: str = "none") -> dict[str, Any]:
     At the reference, half way, and at the regularised equilibrium, against the mixture of share 1/4.
 
     Faults: plus_half: +1/2 in place of -1/2; of_reference: the best constant at the reference is said to be that of the
-    equilibrium.
+    equilibrium; anywhere: policies with random logits in place of those between the reference and the equilibrium.
     """
     import torch
 
-    tree, game, tau, _ = tree_game(seed, 2)
+    tree, game, tau, rng = tree_game(seed, 2)
     star = regularised_nash(game, tau)
     mu, log_star = torch.as_tensor(game.log_reference), torch.as_tensor(star.log_policy)
     means, slack, parabola = [], [], []
     for way in (0.0, 0.5, 1.0):
         at = sequence_mixture(log_star, mu, 1 - way)
+        if fault == "anywhere":
+            at = tree.log_probabilities(torch.tensor(2 * rng.normal(size=tree.size)))
         theta = tree.start(at.numpy()).numpy()
         m = sequence_mixture(at, mu, 0.25).exp().numpy()
         half, none, best = (
@@ -480,6 +482,11 @@ CLAIMS = (
                 "of_reference",
                 "the best constant at the reference",
                 lambda plan: variance_cells(plan, "of_reference"),
+            ),
+            Control(
+                "anywhere",
+                "policies far from both: there the 1/2 may cost variance",
+                lambda plan: variance_cells(plan, "anywhere"),
             ),
         ),
     ),
