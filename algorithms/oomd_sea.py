@@ -13,18 +13,34 @@ The learner keeps two sequences, with M_t the hint, the last gradient g_{t-1} = 
   x_t         = argmin_x eta_t <M_t, x> + D_psi(x, xhat_t)             what is played      `OptimisticOMD.x`
   xhat_{t+1}  = argmin_x eta_t <g_t, x> + D_psi(x, xhat_t)             from xhat_t, not from x_t   `observe`
 
-M_t = 0 is plain mirror descent. Steps (`adaptive`, `strongly_convex`, `fixed`): convex losses
+M_t = 0 is plain mirror descent. Steps (`adaptive`, `strongly_convex`, `fixed`, `tracking`): convex losses
 eta_t = D / sqrt(delta + 4 G^2 + V_{t-1}), V = sum_s |g_s - M_s|^2; lambda-strongly convex ones 2 / (lambda t).
 
+Three geometries: `Ball`, psi = |x|^2 / 2; `Simplex`, psi = sum x log x, with |.| the l1 norm and the largest entry as
+its dual; for alpha-exp-concave f_t `NewtonBall`, psi_t(x) = x^T A_t x / 2, at the step 1 (`fixed(1)`), with
+
+  A_t = (1 + beta G^2 / 2) I + beta / 2 sum_{s<t} g_s g_s^T,      beta = min{1 / (4 G D), alpha} / 2,      |g_t| <= G.
+
 Guarantee: regret O(sqrt(sigma_{1:T}^2 + Sigma_{1:T}^2)) for smooth convex losses, so that it stays bounded where there
-is neither noise nor drift; O((sigma_max^2 + Sigma_max^2) log T / lambda) for strongly convex ones. In every run at a
-fixed step (the constants: Rakhlin and Sridharan 2013; Syrgkanis et al. 2015)
+is neither noise nor drift; O((sigma_max^2 + Sigma_max^2) log T / lambda) for strongly convex ones;
+O(d log(sigma_{1:T}^2 + Sigma_{1:T}^2)) for exp-concave ones, with 1 / beta in the constant. In every run at a fixed
+step (the constants: Rakhlin and Sridharan 2013; Syrgkanis et al. 2015)
 
   sum_t <g_t, x_t - u> <= D_psi(u, xhat_1) / eta + eta sum_t |g_t - M_t|^2 - 1 / (4 eta) sum_{t>1} |x_t - x_{t-1}|^2.
 
-Two geometries: `Ball`, psi = |x|^2 / 2; `Simplex`, psi = sum x log x, with |.| the l1 norm and the largest entry as its
-dual. Departures: on the simplex D_psi is unbounded, D = sqrt(2 log n) bounds it from the uniform law only, so that the
-guarantee at varying steps is not the paper's there. The online-Newton form for exp-concave losses is not here.
+Against a path u_1, ..., u_T in the ball, P_T = sum_{t>1} |u_t - u_{t-1}|, D P_T / eta is added to the right; with a
+step that balances the two the regret is O(P_T + sqrt(1 + P_T) (sqrt(sigma_{1:T}^2) + sqrt(Sigma_{1:T}^2))). With
+`NewtonBall`, for every u of the ball (the growth of A_t, beta / 4 <g_t, u - xhat_{t+1}>^2, is at most the square on the
+left and beta / 2 <g_t, x_t - xhat_{t+1}>^2, which the term with G^2 in A_t keeps below |x_t - xhat_{t+1}|_{A_t}^2)
+
+  sum_t [<g_t, x_t - u> - beta / 2 <g_t, x_t - u>^2]
+      <= |u - xhat_1|_{A_1}^2 / 2 + 3/2 sum_t |g_t - M_t|_{A_t^{-1}}^2 - 1/2 sum_t |x_t - xhat_t|_{A_t}^2,
+
+and the left is at least sum_t f_t(x_t) - f_t(u).
+
+Departures: on the simplex D_psi is unbounded, D = sqrt(2 log n) bounds it from the uniform law only, so that the
+guarantee at varying steps is not the paper's there. The paper needs no P_T: it runs many steps at once and weighs
+them; here one step is tuned to a known P_T (`tracking`), and the ensemble is not here.
 """
 
 from __future__ import annotations
@@ -39,6 +55,8 @@ from numpy.typing import ArrayLike
 
 from ..envs.kernels import Array
 from ..envs.preference_games import Game
+from .estimation.linear_algebra import cholesky_update, solve_factored, solve_lower
+from .estimation.preferences import ball_maximum
 from .planning.games import softmax
 from .self_play import SelfPlay, Step
 
@@ -46,7 +64,8 @@ from .self_play import SelfPlay, Step
 class Geometry(Protocol):
     """A set with a mirror map. A state is x in the coordinates in which a step is taken.
 
-    size  D, with D_psi(u, start) <= D^2 / 2
+    size   D, with D_psi(u, start) <= D^2 / 2
+    after  the geometry of the next round, once g_t was seen
     """
 
     @property
@@ -55,6 +74,7 @@ class Geometry(Protocol):
     def point(self, state: Array) -> Array: ...
     def move(self, state: Array, gradient: Array, eta: float) -> Array: ...
     def dual_norm(self, gradient: Array) -> float: ...
+    def after(self, gradient: Array) -> Geometry: ...
 
 
 @dataclass(frozen=True)
@@ -83,6 +103,9 @@ class Ball:
     def dual_norm(self, gradient: Array) -> float:
         return math.sqrt(gradient @ gradient)
 
+    def after(self, gradient: Array) -> Ball:
+        return self
+
 
 @dataclass(frozen=True)
 class Simplex:
@@ -106,6 +129,83 @@ class Simplex:
     def dual_norm(self, gradient: Array) -> float:
         return float(np.abs(gradient).max())
 
+    def after(self, gradient: Array) -> Simplex:
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class NewtonBall:
+    """{x : |x| <= radius} with the metric A_t of the past gradients, from the origin; see `online_newton`.
+
+    beta    A_{t+1} = A_t + beta / 2 g_t g_t^T
+    factor  (d, d), the lower Cholesky factor of A_t
+    """
+
+    radius: float
+    beta: float
+    factor: Array
+
+    @property
+    def size(self) -> float:
+        """The longest |u|_{A_t}."""
+        return self.radius * float(np.linalg.norm(self.factor, 2))
+
+    @property
+    def metric(self) -> Array:
+        """A_t (d, d)."""
+        return self.factor @ self.factor.T
+
+    def start(self) -> Array:
+        return np.zeros(len(self.factor))
+
+    def point(self, state: Array) -> Array:
+        return state
+
+    def move(self, state: Array, gradient: Array, eta: float) -> Array:
+        """A Newton step, and where it leaves the ball the closest point of it in the norm of A_t:
+
+        x = (A_t + nu I)^{-1} (A_t state - eta gradient), with the nu >= 0 that makes |x| = radius (`ball_maximum`).
+        """
+        x = state - eta * solve_factored(self.factor, gradient)
+        if x @ x <= self.radius**2:
+            return x
+        A = self.metric
+        return ball_maximum(A, np.ones(len(x)), A @ x, self.radius)[0]
+
+    def dual_norm(self, gradient: Array) -> float:
+        half = solve_lower(self.factor, gradient)
+        return math.sqrt(half @ half)
+
+    def after(self, gradient: Array) -> NewtonBall:
+        factor = self.factor.copy()
+        cholesky_update(factor, math.sqrt(self.beta / 2) * gradient)
+        return NewtonBall(self.radius, self.beta, factor)
+
+
+def _positive(**given: float) -> None:
+    for what, value in given.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{what} is {value}; it must be positive and finite")
+
+
+def exp_concave_rate(D: float, G: float, alpha: float) -> float:
+    """beta = min{1 / (4 G D), alpha} / 2: f(x) - f(u) <= <g, x - u> - beta / 2 <g, x - u>^2 with g = grad f(x), where
+    exp(-alpha f) is concave, |g| <= G and |x - u| <= D."""
+    _positive(D=D, G=G, alpha=alpha)
+    return min(1 / (4 * G * D), alpha) / 2
+
+
+def online_newton(dimension: int, G: float, alpha: float, radius: float = 1.0) -> NewtonBall:
+    """The first round's geometry: A_1 = (1 + beta G^2 / 2) I, for f_t alpha-exp-concave on the ball and |g_t| <= G.
+
+    The Bradley-Terry loss log(1 + e^{-<phi, x>}) has G = |phi| and alpha = e^{-|phi| radius}.
+    """
+    if dimension < 1:
+        raise ValueError(f"dimension is {dimension}; it must be at least 1")
+    _positive(radius=radius)
+    beta = exp_concave_rate(2 * radius, G, alpha)
+    return NewtonBall(radius, beta, math.sqrt(1 + beta * G**2 / 2) * np.eye(dimension))
+
 
 StepRule = Callable[[int, float], float]
 """(t, V_{t-1}) -> eta_t, t = 1, 2, ..."""
@@ -113,18 +213,23 @@ StepRule = Callable[[int, float], float]
 
 def adaptive(D: float, G: float, delta: float = 1.0) -> StepRule:
     """eta_t = D / sqrt(delta + 4 G^2 + V_{t-1}), with |grad f_t| <= G: needs no sigma, no Sigma and no T."""
-    for what, value in (("D", D), ("delta", delta)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{what} is {value}; it must be positive and finite")
+    _positive(D=D, delta=delta)
     if not 0 <= G < math.inf:
         raise ValueError(f"G is {G}; it must be finite and at least 0")
     return lambda t, V: D / math.sqrt(delta + 4 * G**2 + V)
 
 
+def tracking(D: float, G: float, path: float, delta: float = 1.0) -> StepRule:
+    """`adaptive` against a path of length P_T <= path, known beforehand: sqrt(D^2 + 2 D P_T) takes the place of D."""
+    if not 0 <= path < math.inf:
+        raise ValueError(f"path is {path}; it must be finite and at least 0")
+    _positive(D=D)
+    return adaptive(math.sqrt(D**2 + 2 * D * path), G, delta)
+
+
 def strongly_convex(modulus: float) -> StepRule:
     """eta_t = 2 / (lambda t) for F_t that are lambda-strongly convex, lambda = modulus."""
-    if not 0 < modulus < math.inf:
-        raise ValueError(f"modulus is {modulus}; it must be positive and finite")
+    _positive(modulus=modulus)
     return lambda t, V: 2 / (modulus * t)
 
 
@@ -139,13 +244,15 @@ class OptimisticOMD:
     """A learner: play `x`, then `observe` the gradient of f_t there.
 
     optimistic  False: M_t = 0, plain mirror descent
+    geometry    that of round t
     x           x_t, to be played in round t
     t           the round, 1, 2, ...
     V           sum over past rounds of |g_s - M_s|^2 in the dual norm
     """
 
     def __init__(self, geometry: Geometry, step: StepRule, *, optimistic: bool = True) -> None:
-        self.geometry, self.step, self.optimistic = geometry, step, optimistic
+        self.geometry: Geometry = geometry
+        self.step, self.optimistic = step, optimistic
         self.t, self.V = 1, 0.0
         self._hat = geometry.start()
         self._choose(np.zeros_like(self._hat))
@@ -165,6 +272,7 @@ class OptimisticOMD:
         self._hat = self._base(g)
         self.V += self.geometry.dual_norm(g - self.hint) ** 2
         self.t += 1
+        self.geometry = self.geometry.after(g)
         self._choose(g if self.optimistic else np.zeros_like(g))
 
     def _base(self, gradient: Array) -> Array:

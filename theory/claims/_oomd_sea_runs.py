@@ -3,30 +3,41 @@
 The losses: F_t(x) = (x - c_t)^T H (x - c_t) / 2 on the unit ball of R^5, H diagonal, c_t = c + s e_t v with signs e_t
 that do not depend on the learner; f_t = F_t + sigma <xi_t, x> with xi_t uniform on the sphere. So sigma_t = sigma and
 Sigma_t = |H (c_t - c_{t-1})| exactly, and the best fixed point is the mean of the c_t, which lies in the ball.
+
+The exp-concave losses: -log of the Bradley-Terry probability of a sampled label on a sampled pair, parameter in the
+unit ball. The law of both is known, so is F_t, and the best fixed parameter is a maximum likelihood (`expected_best`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from ...algorithms.estimation import fit_preferences
+from ...algorithms.estimation.preferences import ball_maximum
 from ...algorithms.oomd_sea import (
     Ball,
     Geometry,
+    NewtonBall,
     OptimisticMWU,
     OptimisticOMD,
     Simplex,
     StepRule,
     adaptive,
     fixed,
+    online_newton,
     strongly_convex,
+    tracking,
 )
 from ...algorithms.planning.games import exploitability, softmax
 from ...algorithms.self_play import SelfPlay
 from ...algorithms.sppo import SPPO
 from ...envs.kernels import Array
+from ...envs.links import LOGISTIC
 from ..cells import Cell
 from ._game_runs import game
 
@@ -47,6 +58,23 @@ class FromThePlayed(OptimisticOMD):
 
     def _base(self, gradient: Array) -> Array:
         return self.geometry.move(self._state, gradient, self.eta)
+
+
+class FrozenMetric(NewtonBall):
+    """A_t stays A_1."""
+
+    def after(self, gradient: Array) -> NewtonBall:
+        return self
+
+
+def newton(kind: str, dimension: int, scale: float) -> NewtonBall:
+    """The geometry for Bradley-Terry losses with |phi| = scale on the unit ball, or a faulty one."""
+    right = online_newton(dimension, scale, math.exp(-scale))
+    if kind == "frozen":
+        return FrozenMetric(right.radius, right.beta, right.factor)
+    if kind == "short_steps":
+        return replace(right, beta=3000 * right.beta)
+    return replace(right, beta=1.0) if kind == "beta_one" else right
 
 
 def learner(kind: str, geometry: Geometry, step: StepRule) -> OptimisticOMD:
@@ -160,6 +188,195 @@ def narrow_gap(*, seed: int, Ts: Sequence[int], kind: str = "optimistic") -> dic
             paid += float(loss @ run.x)
             run.observe(loss)
         regret.append(paid)
+    return {"regret": regret}
+
+
+# ---- exp-concave losses ----------------------------------------------------------------------------------------------
+
+
+def rows(rng: np.random.Generator, n: int, dimension: int, length: float) -> Array:
+    """(n, dimension), all of one length."""
+    x = rng.standard_normal((n, dimension))
+    return x * (length / np.linalg.norm(x, axis=1, keepdims=True))
+
+
+def expected_best(phi: Array, probability: Array, rounds: int) -> Array:
+    """The x of the unit ball where the sum over rounds of E log(1 + e^{-<phi, x>}) is least, pairs drawn uniformly.
+
+    probability (K,): the mean over rounds of P(first preferred). A maximum likelihood with fractional wins.
+    """
+    wins = probability * rounds
+    fit = fit_preferences(phi, wins, counts=np.full(len(phi), float(rounds)), radius=1.0)
+    assert fit.converged
+    return fit.theta
+
+
+def annotator(
+    *,
+    seed: int,
+    dimension: int,
+    T: int,
+    checkpoints: Sequence[int],
+    drift: float,
+    sampled: bool = True,
+    scale: float = 4.0,
+    kind: str = "newton",
+) -> dict[str, Any]:
+    """Reward learning online: regret against F_t and the best fixed parameter of the first t rounds, at checkpoints.
+
+    A pair of K = 4 dimension is drawn, with |phi| = scale; then its label, by a Bradley-Terry annotator whose parameter
+    jumps between two of length at most 1/2 + drift, with signs that do not depend on the learner. sampled=False: the
+    gradients are those of F_t. kind: "newton", a fault of `newton`, or "convex_steps", those of `adaptive`.
+    """
+    rng = np.random.default_rng([seed, 9, dimension])
+    K = 4 * dimension
+    phi = rows(rng, K, dimension, scale)
+    taste, way = rows(rng, 2, dimension, 1.0)
+    moods = LOGISTIC.value((0.5 * taste + np.array([[-drift], [drift]]) * way) @ phi.T)
+    mood = rng.integers(2, size=T)
+    pair, coin = rng.integers(K, size=T), rng.random(T)
+    p = moods[mood]
+    first = coin < p[np.arange(T), pair]
+    if kind == "convex_steps":
+        run = OptimisticOMD(Ball(dimension), adaptive(2.0, scale))
+    else:
+        run = OptimisticOMD(newton(kind, dimension, scale), fixed(1.0))
+    played = np.zeros((T, dimension))
+    for t in range(T):
+        x = played[t] = run.x
+        if sampled:
+            f = phi[pair[t]]
+            run.observe((1 / (1 + math.exp(-float(f @ x))) - first[t]) * f)
+        else:
+            run.observe((LOGISTIC.value(phi @ x) - p[t]) @ phi / K)
+
+    def losses(z: Array, p: Array) -> Array:
+        return (-LOGISTIC.log(-z) - p * z).mean(axis=-1)
+
+    paid = losses(played @ phi.T, p).cumsum()
+    regret = []
+    for t in checkpoints:
+        mean = p[:t].mean(axis=0)
+        regret.append(float(paid[t - 1] - t * losses(phi @ expected_best(phi, mean, t), mean)))
+    return {"regret": regret}
+
+
+def newton_inequality(*, seed: int, labels: str, T: int, kind: str = "newton") -> dict[str, Any]:
+    """The bound minus the left side against the worst u, at three times: with the gradients, and with the losses.
+
+    The worst u for the gradients maximises a concave quadratic over the ball; for the losses it is taken to be the
+    maximum likelihood in the ball. labels: "annotator", at random; "periods", one pair whose label changes every so
+    often; "turn", the label changes once.
+    """
+    rng = np.random.default_rng([seed, 10])
+    d, scale = 3, float(rng.uniform(2, 4))
+    phi = rows(rng, T, d, scale)
+    if labels != "annotator":
+        phi[:] = phi[0]
+    rounds = np.arange(T)
+    first = {
+        "annotator": rng.random(T) < LOGISTIC.value(phi @ rows(rng, 1, d, 1.0)[0]),
+        "periods": rounds // int(rng.integers(1, 60)) % 2 == 0,
+        "turn": rounds < rng.integers(1, T),
+    }[labels]
+    right = newton("newton", d, scale)
+    beta, first_metric = right.beta, right.metric
+    run = OptimisticOMD(newton(kind, d, scale), fixed(1.0))
+    g, x = np.zeros((T, d)), np.zeros((T, d))
+    surprise, moved = np.zeros(T), np.zeros(T)
+    for t in range(T):
+        x[t], metric = run.x, run.geometry
+        assert isinstance(metric, NewtonBall)
+        g[t] = (LOGISTIC.value(phi[t] @ x[t]) - first[t]) * phi[t]
+        surprise[t] = metric.dual_norm(g[t] - run.hint) ** 2
+        away = x[t] - run._hat
+        moved[t] = away @ metric.metric @ away
+        run.observe(g[t])
+    paid, sign = (g * x).sum(axis=1), np.where(first, 1.0, -1.0)
+    slack, scales = [], []
+    for n in (T // 4, T // 2, T):
+        G, at = g[:n], paid[:n]
+        A = first_metric + beta * G.T @ G
+        b = beta * G.T @ at - G.sum(axis=0)
+        u = ball_maximum(A, np.ones(d), b, 1.0)[0]
+        gap = at - G @ u
+        linear = float((gap - beta / 2 * gap**2).sum() - u @ first_metric @ u / 2)
+        v = fit_preferences(phi[:n], first[:n].astype(float), radius=1.0).theta
+        losses = [-float(LOGISTIC.log(sign[:n] * (phi[:n] * each).sum(axis=1)).sum()) for each in (x[:n], v)]
+        bound = 1.5 * float(surprise[:n].sum()) - float(moved[:n].sum()) / 2
+        slack += [bound - linear, bound - (losses[0] - losses[1] - float(v @ first_metric @ v) / 2)]
+        scales.append(abs(bound) + abs(linear))
+    return {"slack": min(slack), "scale": max(scales)}
+
+
+# ---- against a path --------------------------------------------------------------------------------------------------
+
+
+def path_inequality(*, seed: int, path: str, T: int, kind: str = "optimistic") -> dict[str, Any]:
+    """The bound minus the regret against the minimisers of F_t, after every round, at a random fixed step.
+
+    path: "circle" at a random speed, or "jumps" at random times to random places. kind="unpaid": the path's length is
+    left out of the bound.
+    """
+    rng = np.random.default_rng([seed, 11])
+    H, eta = np.array(CURVATURES["convex"]), float(10 ** rng.uniform(-2, 0.5))
+    if path == "circle":
+        angle = np.arange(T) * 10 ** rng.uniform(-2, 0.3)
+        centres = np.zeros((T, DIMENSION))
+        centres[:, :2] = np.column_stack([np.cos(angle), np.sin(angle)]) * rng.uniform(0.3, 1)
+    else:
+        centres = rows(rng, T, DIMENSION, 1.0)[(rng.random(T) < rng.uniform(0.01, 0.5)).cumsum() % T]
+    noise = rng.choice([0.0, 1.0]) * rng.standard_normal((T, DIMENSION))
+    shape = Ball(DIMENSION)
+    run = learner(kind, shape, fixed(eta))
+    x, g, surprise = np.zeros((T, DIMENSION)), np.zeros((T, DIMENSION)), np.zeros(T)
+    for t in range(T):
+        x[t] = run.x
+        g[t] = H * (x[t] - centres[t]) + noise[t]
+        surprise[t] = shape.dual_norm(g[t] - run.hint)
+        run.observe(g[t])
+    regret = (g * (x - centres)).sum(axis=1).cumsum()
+    length = np.concatenate([[0.0], np.linalg.norm(np.diff(centres, axis=0), axis=1).cumsum()])
+    moved = np.concatenate([[0.0], (np.diff(x, axis=0) ** 2).sum(axis=1).cumsum()])
+    start = centres[0] @ centres[0] / 2
+    bound = (start + shape.size * length * (kind != "unpaid")) / eta
+    bound += eta * np.cumsum(surprise**2) - moved / (4 * eta)
+    return {"slack": float((bound - regret).min()), "scale": float(np.abs(bound).max())}
+
+
+def dynamic(
+    *,
+    seed: int,
+    Ts: Sequence[int],
+    power: float,
+    sigma: float,
+    step: str = "tracking",
+    comparator: str = "path",
+) -> dict[str, Any]:
+    """A run for every T against minimisers that jump T^power times, evenly, between two points at distance 1.2.
+
+    comparator="fixed": regret against the best fixed point. step: "tracking" knows P_T, "static"
+    takes it for 0. What is returned is regret against F_t.
+    """
+    rng = np.random.default_rng([seed, 12])
+    H, shape, regret = np.array(CURVATURES["convex"]), Ball(DIMENSION), []
+    for T in Ts:
+        angle, jumps = rng.uniform(0, 2 * np.pi), round(T**power)
+        v = np.zeros(DIMENSION)
+        v[:2] = math.cos(angle), math.sin(angle)
+        block = np.arange(T) * (jumps + 1) // T
+        centres = 0.6 * (-1.0) ** block[:, None] * v
+        noise = rows(rng, T, DIMENSION, sigma)
+        run = OptimisticOMD(
+            shape, tracking(shape.size, 2 + sigma, 1.2 * jumps if step == "tracking" else 0.0)
+        )
+        paid = 0.0
+        for c, xi in zip(centres, noise, strict=True):
+            away = run.x - c
+            paid += 0.5 * float(H @ away**2)
+            run.observe(H * away + xi)
+        best = centres.mean(axis=0) if comparator == "fixed" else centres
+        regret.append(paid - 0.5 * float(((best - centres) ** 2 @ H).sum()))
     return {"regret": regret}
 
 
