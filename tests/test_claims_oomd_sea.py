@@ -13,6 +13,8 @@ CLAIMS = {claim.name: claim for claim in oomd_sea.CLAIMS}
 MEASURED = (
     "regret_inequality",
     "constant_regret",
+    "exp_concave_inequality",
+    "path_inequality",
     "last_iterate",
     "forms",
 )  # with few seeds, the others need more
@@ -105,12 +107,60 @@ def test_either_growth_refutes_constant_regret(broken, verdict):
     assert claim.judge(made(claim.cells(Plan(seeds=4)), measure)).verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("dimension", "curve", "exact", "verdict"),
+    [
+        (1.0, np.log, 0.0, "verified"),
+        (1.0, np.sqrt, 0.0, "refuted"),  # a root of T
+        (2.0, np.log, 0.0, "refuted"),  # d squared
+        (0.0, np.log, 0.0, "refuted"),  # no d
+        (1.0, np.log, 0.3, "refuted"),  # regret without noise
+    ],
+)
+def test_reward_learning_is_judged_in_its_parts(dimension, curve, exact, verdict):
+    claim = CLAIMS["oomd_sea.exp_concave"]
+
+    def measure(cell):
+        T = np.array(cell.parameters["checkpoints"], dtype=float)
+        if cell.parameters["sampled"]:
+            return {"regret": cell.parameters["dimension"] ** dimension * curve(T)}
+        return {"regret": 5 * T**exact}
+
+    assert claim.judge(made(claim.cells(Plan(seeds=4)), measure)).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("noisy", "exact", "verdict"),
+    [(0.75, 0.5, "verified"), (1.0, 0.5, "refuted"), (0.5, 0.5, "refuted"), (0.75, 1.0, "refuted")],
+)
+def test_regret_against_the_minimisers_is_judged_by_both_exponents(noisy, exact, verdict):
+    claim = CLAIMS["oomd_sea.dynamic_regret"]
+    T = np.array(oomd_sea.SQUARES, dtype=float)
+    outcomes = made(
+        claim.cells(Plan(seeds=4)), lambda c: {"regret": T ** (noisy if c.parameters["sigma"] else exact)}
+    )
+    judgement = claim.judge(outcomes)
+    assert judgement.verdict == verdict
+    assert claim.figure(outcomes, judgement).axes[0].lines
+
+
+def test_a_negative_regret_is_not_one_against_the_minimisers():
+    claim = CLAIMS["oomd_sea.dynamic_regret"]
+    T = np.array(oomd_sea.SQUARES, dtype=float)
+    outcomes = made(claim.cells(Plan(seeds=4)), lambda c: {"regret": T**0.75 - 100})
+    judgement = claim.judge(outcomes)
+    assert judgement.verdict == "refuted"
+    assert "cannot be negative" in judgement.detail
+
+
 def test_cells_are_pure():
     for claim in CLAIMS.values():
         cell = claim.cells(Plan(quick=True, seeds=1))[0]
         cell = Cell(
             cell.function, {**cell.parameters, **({"T": 50} if "T" in cell.parameters else {})}, cell.seed
         )
+        if "Ts" in cell.parameters and "T" not in cell.parameters:
+            cell = Cell(cell.function, {**cell.parameters, "Ts": [50]}, cell.seed)
         if "checkpoints" not in cell.parameters:
             assert cell.run() == cell.run()
         else:
