@@ -46,6 +46,17 @@ VIEWS = {
 }
 
 
+# Chosen and rejected share the prompt and what follows the end, so that tokens scored there cancel in their difference.
+PAIR_VIEWS = {
+    "no_end": VIEWS["no_end"],
+    "shift_left": "the last token of every completion is not scored: off by one (mask and log-probabilities are shifted), or "
+    "truncation",
+    "shift_right": "the first token of every completion is not scored: off by one (mask and log-probabilities are shifted), "
+    "or the prompt is taken for one token too long",
+    "padding": VIEWS["padding"],
+}
+
+
 def view(c: Completions, which: str) -> Tensor:
     """The mask (B, T) that a trainer uses who sees the completion so."""
     import torch
@@ -212,7 +223,7 @@ def pair_candidates(name: str, p: Mapping[str, float]) -> Iterator[Candidate]:
                 "depends on what else is in it", norm="batch")
     yield fault("constant_length", "log-probabilities are divided by a constant length: beta is in effect beta over it",
                 norm="constant")
-    for tokens, cause in VIEWS.items():
+    for tokens, cause in (VIEWS if base.imitation or base.calibration else PAIR_VIEWS).items():
         yield fault(tokens, cause, tokens=tokens)
     yield fault("mean_everything", "log-probabilities are averaged over the whole row: prompt and padding are scored",
                 tokens="everything", norm="mean")
@@ -273,8 +284,14 @@ def pair_candidates(name: str, p: Mapping[str, float]) -> Iterator[Candidate]:
         yield fault("bonus_without_beta", "the calibration term has the weight alpha, where it is alpha beta",
                     calibration=base.calibration / base.scale)
         yield Candidate("bonus_weight", "DPO plus the calibration term with another weight", "fault", (plain, rest))
+    # What stands above under its own name.
+    seen = {"ipo": {("ipo", "sum"), ("ipo", "mean")}, "dpo": {("dpo", "sum"), ("dpo", "mean")}, "inpo": set()}.get(
+        name, {("dpo", "sum")}
+    )
     for shape, title in SHAPES.items():
         for norm in ("sum", "mean"):
+            if (shape, norm) in seen:
+                continue
             b = p.get("beta", p.get("tau", 0.1))
             recipe = PairRecipe(shape, scale=b, norm=norm)
             by = "" if norm == "sum" else ", log-probabilities averaged over tokens"
@@ -336,6 +353,7 @@ class SampleRecipe:
     share: float = 0.25
     half: float = 0.0
     sign: float = 1.0
+    paid: Literal["all", "cut", "last"] = "all"
 
     def __call__(self, batch: SampleBatch) -> Tensor:
         c = batch.completions
@@ -352,6 +370,9 @@ class SampleRecipe:
         if self.kl in at:
             advantage = advantage - self.weight * at[self.kl]
         rows = -advantage * log_pi.sum(1)
+        if self.paid == "last":  # the penalty is spread over all tokens, the reward is not
+            before = log_pi.sum(1) - (log_pi * (mask & ~view(c, "no_last"))).sum(1)
+            rows = rows + self.sign * self._signal(batch) * before
         token_terms: dict[str, Callable[[], Tensor]] = {
             "k1_loss": lambda: log_ratio.sum(1),
             "frozen": lambda: (log_ratio**2 / 2).sum(1),
@@ -365,7 +386,8 @@ class SampleRecipe:
 
     def _signal(self, batch: SampleBatch) -> Tensor:
         if self.signal == "reward":
-            return batch.reward
+            cut = batch.completions.mask.sum(1) == view(batch.completions, "no_end").sum(1)
+            return batch.reward * cut if self.paid == "cut" else batch.reward
         pi, ref = batch.opponent_policy, batch.opponent_reference
         if self.opponent == "arithmetic":
             law = (1 - self.share) * pi.exp() + self.share * ref.exp()
@@ -385,8 +407,8 @@ def _advantage(reward: Tensor, size: int, baseline: str) -> Tensor:
         return (r - mean).reshape(-1)
     if baseline == "std":
         return ((r - mean) / (r.std(1, keepdim=True) + EPS_OF_GRPO)).reshape(-1)
-    squares = ((r**2).sum(1, keepdim=True) - r**2) / (size - 1)
-    spread = (squares - others**2).clamp(min=0).sqrt()
+    apart = (r[:, None, :] - others[:, :, None]) ** 2  # [., k, j]: reward j from the mean of those but k
+    spread = ((apart.sum(2) - apart.diagonal(dim1=1, dim2=2)) / (size - 1)).sqrt()
     return ((r - others) / (spread + EPS_OF_LOO)).reshape(-1)
 
 
@@ -427,6 +449,9 @@ def sample_candidates(name: str, p: Mapping[str, float]) -> Iterator[Candidate]:
                 baseline="std")
     yield fault("loo_std", "leave-one-out baseline with std-normalised rewards: where the others have equal rewards the "
                 "deviation is 0 and the advantage explodes", baseline="loo_std")
+    yield fault("paid_after_end", "the reward is put on the token after EOS, where the mask drops it: only responses that were "
+                "cut are paid", paid="cut")
+    yield fault("paid_last", "the reward pays the last token alone: it is not carried back to the tokens before", paid="last")
     for norm, title in (("mean", "per-response token mean"), ("sum", "token sum"), ("batch", "batch token mean")):
         for kl in ("k3_token", "frozen", "none"):
             if (norm, kl) == ("sum", "none"):

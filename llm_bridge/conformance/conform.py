@@ -107,16 +107,28 @@ class Slope:
     gradient: Array
 
 
-def _slope(loss: TrainerLoss, theta: Tensor, batch: Callable[[Tensor], Any]) -> Slope:
+def _slope(loss: Callable[[Any], Tensor], leaf: Tensor, batch: Callable[[Tensor], Any]) -> Slope:
+    """Of loss(batch(x)) in x, at `leaf`."""
     import torch
 
-    x = theta.detach().clone().requires_grad_(True)
+    x = leaf.detach().clone().requires_grad_(True)
     value = loss(batch(x))
     if not value.requires_grad:
-        return Slope(value.item(), np.zeros(len(x)))
+        return Slope(value.item(), np.zeros(x.numel()))
     (gradient,) = torch.autograd.grad(value, x, allow_unused=True)
-    found = np.zeros(len(x)) if gradient is None else gradient.numpy()
+    found = np.zeros(x.numel()) if gradient is None else gradient.numpy().reshape(-1)
     return Slope(value.item(), np.asarray(found, dtype=np.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """A policy: its parameters, the token log-probabilities of all responses (n, T), and the derivative of these in the
+    parameters, (n T, size), so that a loss is differentiated in them alone."""
+
+    name: str
+    theta: Tensor
+    tokens: Tensor
+    jacobian: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,23 +153,36 @@ class _Bench:
     parameters: tuple[tuple[str, float], ...]
     setting: Setting
 
+    def _place(self, name: str, theta: Tensor) -> _Place:
+        import torch
+
+        speak = self.world.token_log_probabilities
+        J = torch.autograd.functional.jacobian(speak, theta)
+        return _Place(name, theta, speak(theta), J.numpy().reshape(-1, len(theta)))
+
     @cached_property
-    def here(self) -> Tensor:
-        """The parameters at which level 1 compares."""
+    def here(self) -> _Place:
+        """The policy at which level 1 compares."""
         import torch
 
         w = self.world
-        return w.of_counts(w.policy) if self.target.kind == "samples" else torch.as_tensor(w.start)
+        theta = w.of_counts(w.policy) if self.target.kind == "samples" else torch.as_tensor(w.start)
+        return self._place("here", theta)
 
     @cached_property
-    def reference(self) -> Tensor:
-        return self.world.of_counts(self.world.reference)
+    def reference(self) -> _Place:
+        return self._place("reference", self.world.of_counts(self.world.reference))
 
     @cached_property
-    def optimum(self) -> Tensor:
+    def optimum(self) -> _Place:
         world = self.world
         rows = self.setting.optimum.reshape(world.table.prompts, -1)
-        return world.parameters(rows, world.start[world.table.size :])
+        return self._place("optimum", world.parameters(rows, world.start[world.table.size :]))
+
+    def slope(self, loss: TrainerLoss, place: _Place, only: Index | None = None) -> Slope:
+        """Of a trainer's loss at a policy, in the parameters, on the population or some of its rows (of its groups)."""
+        found = _slope(loss, place.tokens, self.batch(place.name, only))
+        return Slope(found.value, found.gradient @ place.jacobian)
 
     def counts_at(self, place: str) -> Index:
         """What the rows of a batch are drawn from."""
@@ -168,11 +193,15 @@ class _Bench:
         return {"here": w.policy, "reference": w.reference, "optimum": best}[place]
 
     @cached_property
+    def _pairs(self) -> tuple[Index, Index]:
+        return self.world.pair_rows(self.setting.general)
+
+    @cached_property
     def order(self) -> Index:
         """Rows of the population by length, so that micro-batches differ in it."""
         w = self.world
         if self.target.kind == "pairs":
-            chosen, rejected = w.pair_rows(self.setting.general)
+            chosen, rejected = self._pairs
             return np.argsort(w.lengths(chosen) + w.lengths(rejected), kind="stable")
         rows = self.rows_at("here")
         return np.argsort(w.lengths(rows).sum(1), kind="stable")
@@ -186,30 +215,27 @@ class _Bench:
         )
 
     def batch(self, place: str, only: Index | None = None) -> Callable[[Tensor], Any]:
-        """Parameters -> the population's batch, or that of some of its rows (of its groups)."""
+        """Token log-probabilities (n, T) -> the population's batch, or that of some of its rows (of its groups)."""
         w, s = self.world, self.setting
         if self.target.kind == "pairs":
-            chosen, rejected = w.pair_rows(s.general)
+            chosen, rejected = self._pairs
             at = self.order[::-1] if only is None else only
-            return lambda theta: w.pair_batch(theta, chosen[at], rejected[at])
+            return lambda tokens: w.pair_batch(tokens, chosen[at], rejected[at])
         rows = self.rows_at(place)
         rows = rows if only is None else rows[only]
-        return lambda theta: w.sample_batch(theta, rows, s.reward, s.P)
+        return lambda tokens: w.sample_batch(tokens, rows, s.reward, s.P)
 
     def evidence(self, loss: TrainerLoss) -> _Evidence:
-        whole = _slope(loss, self.here, self.batch("here")).gradient
-        chunks = [c for c in np.array_split(self.order, CHUNKS)]
-        parts = [_slope(loss, self.here, self.batch("here", c)).gradient for c in chunks]
+        whole = self.slope(loss, self.here).gradient
+        parts = [self.slope(loss, self.here, c).gradient for c in np.array_split(self.order, CHUNKS)]
         return _Evidence(whole, np.mean(parts, axis=0), np.concatenate(parts))
 
-    def exact(self, theta: Tensor) -> Slope:
+    def exact(self, place: _Place) -> Slope:
         """Value and gradient of the target itself, in all parameters."""
-        n, table = self.world.table.size, self.world.table
-        return _slope(
-            lambda x: self.setting.exact(x), theta, lambda x: table.log_probabilities(x[:n])
-        )
+        table = self.world.table
+        return _slope(self.setting.exact, place.theta, lambda x: table.log_probabilities(x[: table.size]))
 
-    def distance(self, theta: Tensor) -> Slope:
+    def distance(self, place: _Place) -> Slope:
         """KL(optimum, policy), the mean over prompts."""
         import torch
 
@@ -219,7 +245,7 @@ class _Bench:
         def kl(lp: Tensor) -> Tensor:
             return (best.exp() * (best - lp)).sum() / table.prompts
 
-        return _slope(kl, theta, lambda x: table.log_probabilities(x[: table.size]))
+        return _slope(kl, place.theta, lambda x: table.log_probabilities(x[: table.size]))
 
     @cached_property
     def catalogue(self) -> list[tuple[Candidate, list[_Evidence]]]:
@@ -287,7 +313,7 @@ class _Run:
 
     def _sane(self) -> bool:
         b = self.bench
-        first, again = (_slope(self.loss, b.here, b.batch("here")) for _ in range(2))
+        first, again = (b.slope(self.loss, b.here) for _ in range(2))
         if not (math.isfinite(first.value) and np.isfinite(first.gradient).all()):
             self.add("finite", 1, "fail", "the loss or its gradient is not a finite number")
             self._blame("not_finite", "a division by zero tokens or by zero deviation, or the logarithm of 0")
@@ -378,7 +404,7 @@ class _Run:
         if b.target.kind == "samples":
             return  # a policy-gradient loss has no meaning as a value
         there = b.reference
-        mine = [_slope(self.loss, x, b.batch("here")).value for x in (b.here, there)]
+        mine = [b.slope(self.loss, x).value for x in (b.here, there)]
         exact = [b.exact(x).value for x in (b.here, there)]
         rise, wanted = mine[0] - mine[1], self.scale * (exact[0] - exact[1])
         error = abs(rise - wanted) / abs(wanted)
@@ -394,13 +420,12 @@ class _Run:
 
     def _fixed_point(self) -> None:
         b = self.bench
-        start = "here" if b.target.name == "kl" else "reference"
-        origin = b.here if start == "here" else b.reference
-        g = _slope(self.loss, origin, b.batch(start)).gradient
-        at_best = _slope(self.loss, b.optimum, b.batch("optimum")).gradient
+        origin = b.here if b.target.name == "kl" else b.reference
+        g = b.slope(self.loss, origin).gradient
+        at_best = b.slope(self.loss, b.optimum).gradient
         size = float(np.linalg.norm(g))
         if size <= 1e-12 * b.size:
-            self.add("fixed point", 4, self._failed(), f"the expected gradient vanishes at the {start} already")
+            self.add("fixed point", 4, self._failed(), f"the expected gradient vanishes at the start already")
             return
         left = float(np.linalg.norm(at_best) / size)
         good = left <= self.tolerance
@@ -414,23 +439,24 @@ class _Run:
     def _variance(self) -> None:
         """Of the gradient of one group of the first prompt, against that of the plain loss."""
         b = self.bench
-        right = b.catalogue[0][0].terms[0]
+        right = candidates(b.target.name, dict(b.parameters))[0].terms[0]
         groups = len(b.rows_at("here")) // b.world.table.prompts
 
         def spread(loss: TrainerLoss) -> float:
             each = np.stack(
-                [_slope(loss, b.here, b.batch("here", np.array([k]))).gradient for k in range(0, groups, 3)]
+                [b.slope(loss, b.here, np.array([k])).gradient for k in range(0, groups, 3)]
             )
             return float(((each - each.mean(0)) ** 2).sum(1).mean())
 
         ratio = spread(self.loss) / (self.scale**2 * spread(right))
         text = f"one group of {GROUP} has {ratio:.3g} times the variance of the catalogue's own loss"
         if ratio > 1.5:
-            text += ": unbiased, but a baseline is missing (1/2 in preferences, the others' mean in rewards)"
+            text += ": unbiased, but noisier than need be"
+            text += {"nash_md_pg": " (1/2 not subtracted from the preference?)"}.get(b.target.name, "")
         self.add("variance", 1, "note", text, ratio=ratio)
 
 
 def _weight(best: Candidate, x: Array) -> str:
     if best.name == "label_smoothing":
-        return f"it is {x[1] / x.sum():.4g}"
-    return f"the second part's weight is {x[1] / x[0]:.6g}"
+        return f"it is {round(x[1] / x.sum(), 6):g}"
+    return f"the second part's weight is {round(x[1] / x[0], 9):.6g}"

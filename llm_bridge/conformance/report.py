@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -55,7 +56,11 @@ class Report:
         return self.verdict == "conforms"
 
     def as_data(self) -> dict[str, Any]:
-        """What `preflab conform --json` prints."""
+        """What `preflab conform --json` prints; null where a number is not finite."""
+
+        def finite(x: float) -> float | None:
+            return x if math.isfinite(x) else None
+
         return {
             "trainer": self.trainer,
             "against": self.against,
@@ -70,11 +75,13 @@ class Report:
                     "level": c.level,
                     "status": c.status,
                     "text": c.text,
-                    "numbers": dict(c.numbers),
+                    "numbers": {key: finite(x) for key, x in c.numbers.items()},
                 }
                 for c in self.checks
             ],
-            "nearest": [{"name": m.name, "error": m.error, "scale": m.scale} for m in self.nearest],
+            "nearest": [
+                {"name": m.name, "error": finite(m.error), "scale": finite(m.scale)} for m in self.nearest
+            ],
         }
 
     def __str__(self) -> str:
@@ -84,6 +91,6 @@ class Report:
         if self.cause is not None:
             lines.append(f"  likely cause: {self.cause}")
         if not self.ok and self.nearest:
-            words = ", ".join(f"{m.name} {m.error:.2g}" for m in self.nearest)
+            words = ", ".join(f"{m.name} {m.error:.2g}" for m in self.nearest if math.isfinite(m.error))
             lines.append(f"  nearest in the catalogue (relative error): {words}")
         return "\n".join(lines)

@@ -131,14 +131,8 @@ class ExactWorld:
 
         ids, mask, _ = self._layout
         at, (reference, previous) = torch.as_tensor(rows), self._constants
-        return Completions(
-            tokens[at],
-            reference[at],
-            previous[at],
-            torch.as_tensor(mask)[at],
-            torch.as_tensor(ids)[at],
-            self.end,
-        )
+        every = (tokens, reference, previous, torch.as_tensor(mask), torch.as_tensor(ids))
+        return Completions(*(x.index_select(0, at) for x in every), self.end)
 
     def lengths(self, rows: Index) -> Index:
         return np.asarray(self.table.lengths)[rows]
@@ -218,20 +212,20 @@ class ExactWorld:
 
     # ---- batches -------------------------------------------------------------------------------------------------
 
-    def pair_batch(self, theta: Tensor, chosen: Index, rejected: Index) -> PairBatch:
-        tokens = self.token_log_probabilities(theta)
+    def pair_batch(self, tokens: Tensor, chosen: Index, rejected: Index) -> PairBatch:
+        """tokens (n, T): the policy's, of `token_log_probabilities`."""
         one = self.completions
         drawn = self.rows_of(self.reference).reshape(-1)
         return PairBatch(one(tokens, chosen), one(tokens, rejected), one(tokens, drawn))
 
-    def sample_batch(self, theta: Tensor, rows: Index, reward: Array, P: Array) -> SampleBatch:
-        """rows (groups, size); reward (prompts, L); P (prompts, L, L)."""
+    def sample_batch(self, tokens: Tensor, rows: Index, reward: Array, P: Array) -> SampleBatch:
+        """tokens (n, T) as above; rows (groups, size); reward (prompts, L); P (prompts, L, L)."""
         import torch
 
         flat, L = rows.reshape(-1), self.responses
         prompt, y = np.divmod(flat, L)
-        tokens = self.token_log_probabilities(theta)
-        log_pi = self.table.log_probabilities(theta[: self.table.size]).detach().reshape(-1, L)
+        mask = torch.as_tensor(self._layout[1])
+        log_pi = tokens.detach().masked_fill(~mask, 0.0).sum(1).reshape(-1, L)
         log_ref = torch.as_tensor(np.log(self.reference / TOTAL))
         wins = np.einsum("xij,xj->xi", P, self.previous / TOTAL)
         at = torch.as_tensor(prompt)
@@ -272,7 +266,7 @@ def exact_world(seed: int = 0) -> ExactWorld:
     return ExactWorld(
         table,
         *(_counts(rng, 2, L) for _ in range(4)),
-        start=rng.normal(size=table.size + extra) * 1.5,
+        start=rng.normal(size=table.size + extra) * 3.0,
         reference_extra=rng.normal(size=extra),
         strengths=rng.choice([1, 3], size=(2, L)),
         general=general,
