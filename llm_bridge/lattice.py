@@ -33,7 +33,7 @@ from ..envs.comparisons import replace_file
 from ..envs.kernels import Array, Index, TreeKernel
 from ..envs.mdp import Layered
 from ..envs.token_mdp import TokenMDP, ended_mask, prompt_law
-from .policy import Tokens, TransformerPolicy, check_logits, copy_of, logits_of
+from .policy import Tokens, TransformerPolicy, check_logits, copy_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -360,7 +360,7 @@ class _Reader:
 
         prompt, count, h = self._prompts[i], rows.stop - rows.start, own.shape[1]
         where = torch.arange(rows.start, rows.stop, device=own.device)
-        cache = None
+        cache: Any = "new" if self._policy.cached else None
         if not self._policy.cached or h == 0:
             new = torch.cat([prompt.expand(count, -1), own[rows]], 1)
         elif self._parents is None:
@@ -373,12 +373,10 @@ class _Reader:
         total = prompt.shape[1] + h
         mask = torch.ones(count, total, dtype=torch.long, device=own.device)
         positions = torch.arange(total - new.shape[1], total, device=own.device).expand(count, -1)
-        options = {"use_cache": True, "past_key_values": cache} if self._policy.cached else {}
-        output = self._policy.forward(new, mask, positions, **options)
-        found = output.past_key_values if self._policy.cached else None
+        logits, after = self._policy.logits(new, mask, positions, keep=1, cache=cache)
         if h == 0:
-            self._roots[i] = found
-        return logits_of(output)[:, -1], found
+            self._roots[i] = after
+        return logits[:, 0], after
 
 
 def _cache_bytes(cache: Any) -> float:

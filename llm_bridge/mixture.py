@@ -161,7 +161,7 @@ def sample_sequence_mixture(
     draws: Samples = law.sample(many, horizon, generator)
     with torch.no_grad():
         scores = [p.log_probabilities(many, draws.completions) for p in (policy, reference)]
-    table = [x.reshape(len(prompts), proposals) for x in (*scores, draws.log_probabilities)]
-    found = importance_weights(*table, share)
+    pi, mu, q = (x.reshape(len(prompts), proposals) for x in (*scores, draws.log_probabilities))
+    found = importance_weights(pi, mu, q, share)
     kept = torch.multinomial(found.weights.to(generator.device), 1, generator=generator)[:, 0].tolist()
     return [draws.completions[i * proposals + k] for i, k in enumerate(kept)], found

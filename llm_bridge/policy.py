@@ -21,12 +21,13 @@ cache, the size of the micro-batches and the padding change a sample by rounding
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -295,7 +296,7 @@ class TransformerPolicy(TokenPolicy):
                  (ties with the k-th are kept). The policy is the law that this leaves, for sampling and for scoring; a
                  completion outside has log-probability -inf
     micro_batch  rows in one call of the model
-    cached       the model keeps keys and values when asked; None = transformers models do, bare callables do not
+    cached       the model keeps keys and values when asked; None = it does if it takes `past_key_values`
     """
 
     model: Any
@@ -308,6 +309,9 @@ class TransformerPolicy(TokenPolicy):
     top_p: float | None = None
     micro_batch: int = 16
     cached: bool | None = None
+    _accepted: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # set for each policy: what its model can be called with
 
     def __post_init__(self) -> None:
         config, name = getattr(self.model, "config", None), type(self.model).__name__
@@ -339,8 +343,10 @@ class TransformerPolicy(TokenPolicy):
             found["vocabulary"] = int(self.model.get_input_embeddings().weight.shape[0])
         if found["context"] is None:
             found["context"] = getattr(config, "max_position_embeddings", None)
+        accepted = accepted_inputs(self.model)
         if found["cached"] is None:
-            found["cached"] = hasattr(self.model, "generate") or getattr(self.model, "has_cache", False)
+            found["cached"] = "past_key_values" in accepted
+        object.__setattr__(self, "_accepted", accepted)
         for field, value in found.items():
             object.__setattr__(self, field, value)
         self._check_settings()
@@ -391,19 +397,37 @@ class TransformerPolicy(TokenPolicy):
             x = x.masked_fill(torch.zeros_like(enough).scatter(-1, ordered.indices, enough), -torch.inf)
         return x.log_softmax(-1)
 
-    def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, **options: Any) -> Any:
-        """The model's answer, with dropout off: logits (n, T, V) of a bare callable, an object with .logits else."""
+    def logits(
+        self, ids: Tensor, mask: Tensor, positions: Tensor, *, keep: int = 0, cache: Any = None
+    ) -> tuple[Tensor, Any]:
+        """The model's logits, with dropout off: (n, T, V), of the last `keep` positions alone where keep > 0.
+
+        cache  None = read without one; a cache, or "new" for an empty one: the second answer is the cache afterwards
+        """
         with _without_dropout(self.model):
-            if self.cached or hasattr(self.model, "config"):
-                return self.model(input_ids=ids, attention_mask=mask, position_ids=positions, **options)
-            return self.model(ids, mask, positions)
+            if not (self.cached or hasattr(self.model, "config")):
+                logits, after = logits_of(self.model(ids, mask, positions)), None
+            else:
+                inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+                if "position_ids" in self._accepted or not hasattr(self.model, "config"):
+                    inputs["position_ids"] = positions  # else the model has none, or makes them from the mask
+                if keep and "logits_to_keep" in self._accepted:
+                    inputs["logits_to_keep"] = keep
+                if cache is not None:
+                    inputs |= {"use_cache": True, "past_key_values": None if cache == "new" else cache}
+                elif self.cached:
+                    inputs["use_cache"] = False
+                output = self.model(**inputs)
+                logits, after = logits_of(output), getattr(output, "past_key_values", None)
+        return logits[:, -keep:], after
 
     def laws(self, batch: Batch, first_row: int = 0) -> Tensor:
-        output = self.forward(batch.ids, batch.mask, batch.positions)
         before = batch.scored.roll(-1, 1)  # the logits before a token are its law; column 0 is never scored
-        logits = logits_of(output)[before]
-        check_logits(logits, lambda i: _place(batch, i, first_row))
-        return self.law(logits)
+        keep = before.shape[1] - int(before.any(0).int().argmax())
+        logits, _ = self.logits(batch.ids, batch.mask, batch.positions, keep=keep)
+        chosen = logits[before[:, -keep:]]
+        check_logits(chosen, lambda i: _place(batch, i, first_row))
+        return self.law(chosen)
 
     def decoder(self, prompts: Sequence[Tokens], cached: bool | None = None) -> Decoder:
         if cached and not self.cached:
@@ -418,13 +442,25 @@ def logits_of(output: Any) -> Tensor:
     return logits
 
 
+def accepted_inputs(model: Any) -> frozenset[str]:
+    """The names of what a model can be called with, below the wrappers of peft, DDP and torch.compile."""
+    while True:
+        if hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        elif callable(inner := getattr(model, "module", getattr(model, "_orig_mod", None))):
+            model = inner
+        else:
+            return frozenset(inspect.signature(getattr(model, "forward", model)).parameters)
+
+
 def check_logits(logits: Tensor, place: Callable[[int], str]) -> None:
     """ValueError where a row of (m, V) is no law; `place` names row i. A single -inf is a token that is ruled out."""
     bad = ~logits.logsumexp(-1).isfinite()
     if bad.any():
         raise ValueError(
             f"the model's logits at {place(int(bad.int().argmax()))} are not numbers (nan, inf, or all -inf): its "
-            "weights are damaged, or the number format is too narrow"
+            "weights are damaged, the number format is too narrow, or a float64 model with eager attention met padding "
+            "(load it with attn_implementation='sdpa')"
         )
 
 
@@ -452,17 +488,15 @@ class _ModelDecoder:
     def __init__(self, policy: TransformerPolicy, prompts: Sequence[Tokens], cached: bool) -> None:
         assert policy.pad_id is not None
         batch = encode(prompts, [[]] * len(prompts), policy.pad_id, "left", policy.device)
-        self._policy, self._cached, self._cache = policy, cached, None
+        self._policy, self._cached = policy, cached
+        self._cache: Any = "new" if cached else None
         self._ids, self._mask = batch.ids, batch.mask
         self._read(batch.ids)
 
     def _read(self, new: Tensor) -> None:
         positions = positions_of(self._mask)[:, -new.shape[1] :]
-        options = {"use_cache": True, "past_key_values": self._cache} if self._cached else {}
-        output = self._policy.forward(new, self._mask, positions, **options)
-        if self._cached:
-            self._cache = output.past_key_values
-        logits = logits_of(output)[:, -1]
+        found, self._cache = self._policy.logits(new, self._mask, positions, keep=1, cache=self._cache)
+        logits = found[:, 0]
         check_logits(logits, lambda i: f"row {i}, after {int(self._mask[i].sum())} tokens")
         self.laws = self._policy.law(logits)
 
@@ -585,7 +619,7 @@ def load_policy(
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         path, dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True
     )
     return TransformerPolicy(model.to(device).eval(), **options)

@@ -1,8 +1,8 @@
 """A causal transformer of a few thousand weights, on which every law can be enumerated; transformers is not needed.
 
 It is called as a transformers model is, `model(input_ids, attention_mask, position_ids, past_key_values=None,
-use_cache=False)` with an answer that has `.logits` and `.past_key_values`, so that tests of trainers run on it in
-milliseconds. torch is imported when a model is made.
+use_cache=False, logits_to_keep=0)`, and answers with `.logits` and `.past_key_values`, so that tests of trainers run on
+it in milliseconds. torch is imported when a model is made.
 """
 
 from __future__ import annotations
@@ -80,8 +80,6 @@ def tiny_model(
             return x + self.drop(self.down(torch.tanh(self.up(self.norms[1](x)))))
 
     class TinyModel(nn.Module):
-        has_cache = True
-
         def __init__(self) -> None:
             super().__init__()
             self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
@@ -95,6 +93,7 @@ def tiny_model(
             position_ids: Tensor,
             past_key_values: TinyCache | None = None,
             use_cache: bool = False,
+            logits_to_keep: int = 0,
         ) -> TinyOutput:
             cache = TinyCache() if past_key_values is None else past_key_values
             new, total = input_ids.shape[1], attention_mask.shape[1]
@@ -104,7 +103,7 @@ def tiny_model(
             x = self.tokens(input_ids) + self.places(position_ids)
             for number, block in enumerate(self.blocks):
                 x = block(x, allowed, cache, number)
-            return TinyOutput(self.head(x), cache if use_cache else None)
+            return TinyOutput(self.head(x[:, -logits_to_keep:]), cache if use_cache else None)
 
     model = TinyModel()
     generator = torch.Generator().manual_seed(seed)

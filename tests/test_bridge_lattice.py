@@ -28,13 +28,13 @@ class Counted:
     """A model that says how many tokens it read, and how many in all before it stops answering."""
 
     def __init__(self, model, limit=None):
-        self._model, self.calls, self.limit, self.has_cache = model, [], limit, True
+        self._model, self.calls, self.limit = model, [], limit
 
-    def __call__(self, **inputs):
+    def __call__(self, input_ids, past_key_values=None, **inputs):
         if self.limit is not None and sum(self.calls) >= self.limit:
             raise KeyboardInterrupt
-        self.calls.append(inputs["input_ids"].numel())
-        return self._model(**inputs)
+        self.calls.append(input_ids.numel())
+        return self._model(input_ids=input_ids, past_key_values=past_key_values, **inputs)
 
 
 def by_hand(policy, prompt, k, horizon, banned=()):

@@ -32,33 +32,41 @@ def tiny(**options):
     return TransformerPolicy(tiny_model(**shape), end_ids=[END], pad_id=END, vocabulary=V, context=16)
 
 
-def transformers_model(kind, vocabulary=V, dtype="float64", seed=0):
+KINDS = ["llama", "gpt2", "mistral", "opt"]  # mistral with a window of three tokens
+
+
+def transformers_model(kind, dtype="float64", **more):
     transformers = pytest.importorskip("transformers")
+    ids = {"vocab_size": V, "eos_token_id": END, "pad_token_id": END, "bos_token_id": 0}
+    wide = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 16,
+    }
+    llama = {**ids, **wide, "intermediate_size": 32, "num_key_value_heads": 2, "initializer_range": 1.0}
+    make, settings = {
+        "llama": ("Llama", llama),
+        "gpt2": (
+            "GPT2",
+            {**ids, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16, "initializer_range": 1.0},
+        ),
+        "mistral": ("Mistral", {**llama, "sliding_window": 3}),
+        "opt": (
+            "OPT",
+            {**ids, **wide, "ffn_dim": 32, "word_embed_proj_dim": 16, "init_std": 1.0, "pad_token_id": 1},
+        ),
+        "gemma2": ("Gemma2", {**llama, "head_dim": 4, "sliding_window": 16}),
+    }[kind]
+    model_class = getattr(transformers, f"{make}{'LMHeadModel' if kind == 'gpt2' else 'ForCausalLM'}")
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        if kind == "gpt2":
-            config = transformers.GPT2Config(
-                vocab_size=vocabulary, n_embd=16, n_layer=2, n_head=2, n_positions=16,
-                initializer_range=1.0, eos_token_id=END, pad_token_id=END, bos_token_id=0,
-            )  # fmt: skip
-            model = transformers.GPT2LMHeadModel(config)
-        else:
-            config = transformers.LlamaConfig(
-                vocab_size=vocabulary, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-                num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=16,
-                initializer_range=1.0, eos_token_id=END, pad_token_id=END, bos_token_id=0,
-            )  # fmt: skip
-            model = transformers.LlamaForCausalLM(config)
+        torch.manual_seed(0)
+        model = model_class(getattr(transformers, f"{make}Config")(**settings, **more))
     return model.to(getattr(torch, dtype)).eval()
 
 
 @pytest.fixture(
-    scope="module",
-    params=[
-        "tiny",
-        pytest.param("llama", marks=pytest.mark.llm),
-        pytest.param("gpt2", marks=pytest.mark.llm),
-    ],
+    scope="module", params=["tiny", *(pytest.param(kind, marks=pytest.mark.llm) for kind in KINDS)]
 )
 def policy(request):
     return tiny() if request.param == "tiny" else TransformerPolicy(transformers_model(request.param))
@@ -359,14 +367,12 @@ def test_truncation_is_that_of_transformers(options):
 class Adapted(torch.nn.Module):
     """A tiny model with an additive adapter on its head, as peft wraps one."""
 
-    has_cache = True
-
     def __init__(self, model, size):
         super().__init__()
         self.base, self.adapter, self.on = model, torch.nn.Parameter(torch.full((V,), size).double()), True
 
-    def forward(self, **inputs):
-        output = self.base(**inputs)
+    def forward(self, input_ids, attention_mask, position_ids, past_key_values=None, use_cache=False):
+        output = self.base(input_ids, attention_mask, position_ids, past_key_values, use_cache)
         if self.on:
             output.logits = output.logits + self.adapter * torch.arange(V)
         return output
@@ -523,6 +529,19 @@ def test_logits_that_are_not_numbers_are_placed():
         policy.log_probabilities([[0], [1], [1]], [[1, 0], [0, 1], [2, 1]])
     with pytest.raises(ValueError, match="row 1, after 2 tokens"):
         policy.sample([[0], [0, 2]], 3, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.llm
+def test_attention_that_fails_on_padding_is_named_and_has_a_remedy():
+    completions = [[1, END]] * 3
+    eager = TransformerPolicy(transformers_model("gemma2"))
+    plainly = eager.log_probabilities(PROMPTS, completions)
+    with pytest.raises(ValueError, match=r"eager attention met padding \(load it with attn_implementation"):
+        eager.log_probabilities(PROMPTS, completions, side="left")
+    narrow = TransformerPolicy(transformers_model("gemma2", dtype="float32"))
+    np.testing.assert_allclose(
+        narrow.log_probabilities(PROMPTS, completions, side="left").detach(), plainly.detach(), atol=1e-3
+    )
 
 
 def test_pickled_weights_are_refused(tmp_path):
