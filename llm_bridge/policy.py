@@ -14,8 +14,9 @@ What is easy to get wrong is settled here once. Position ids always come from th
 the right and none give one number. Which tokens are scored is decided by their place and never by their id, so that the
 pad token may be the end token. Dropout is off in every call, whatever mode the model is in. Logits below float32 are
 raised to it before they are normalised. With a temperature or a truncation, which only come when asked for, the
-log-probabilities are those of the law that is sampled. Each row draws from uniforms of its own, so that the
-cache, the size of the micro-batches and the padding change a sample by rounding only.
+log-probabilities are those of the law that is sampled. Each row draws from uniforms of its own, so that the cache, the
+size of the micro-batches and the padding leave a float64 sample as it is. In float32 they move the law of a token by
+about 1e-6, which is seen now and then in a draw among many unlikely tokens; scores are always of the tokens drawn.
 """
 
 from __future__ import annotations

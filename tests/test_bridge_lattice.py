@@ -496,9 +496,9 @@ def test_the_real_model(smollm2):
         right, left = (
             policy.log_probabilities(rows, completions, side).numpy() for side in ("right", "left")
         )
-        np.testing.assert_allclose(left, right, atol=2e-3)
+        np.testing.assert_allclose(left, right, atol=2e-4)
         alone = policy.log_probabilities(rows[3:4], completions[3:4]).numpy()
-        np.testing.assert_allclose(alone, right[3:4], atol=2e-3)
+        np.testing.assert_allclose(alone, right[3:4], atol=2e-4)
 
     # the lattice against scores of single next tokens, no cache: log pi(y_t) - log sum of pi over the k + 1 actions
     ends = list(smollm2.end_ids)
@@ -511,8 +511,8 @@ def test_the_real_model(smollm2):
                 scores = policy.log_probabilities([[*x, *y[:h]]] * len(able), [[t] for t in able])
             chosen = scores[-len(ends) :].logsumexp(0) if a[h] == 2 else scores[able.index(token)]
             total += float(chosen - scores.logsumexp(0))
-        assert found.world.leaf_log_probabilities()[leaf] == pytest.approx(total, abs=2e-3)
+        assert found.world.leaf_log_probabilities()[leaf] == pytest.approx(total, abs=2e-4)
     drawn = policy.sample(prompts, 6, torch.Generator().manual_seed(0))
     with torch.no_grad():
         again = policy.log_probabilities(prompts, drawn.completions)
-    np.testing.assert_allclose(drawn.log_probabilities, again, atol=2e-3)
+    np.testing.assert_allclose(drawn.log_probabilities, again, atol=2e-4)

@@ -231,6 +231,26 @@ def test_a_bare_callable_is_enough():
         bare.sample(PROMPTS, 2, seeds[0], cached=True)
 
 
+class Wrapped(torch.nn.Module):
+    """As DDP holds a model (`module`), or torch.compile (`_orig_mod`)."""
+
+    def __init__(self, model, name):
+        super().__init__()
+        setattr(self, name, model)
+        self.name = name
+
+    def forward(self, *inputs, **named):
+        return getattr(self, self.name)(*inputs, **named)
+
+
+@pytest.mark.parametrize("name", ["module", "_orig_mod"])
+def test_a_wrapped_model_keeps_its_cache(name):
+    policy = replace(TINY, model=Wrapped(TINY.model, name), cached=None)
+    assert policy.cached
+    drawn = policy.sample(PROMPTS, 4, torch.Generator().manual_seed(5))
+    assert drawn.completions == TINY.sample(PROMPTS, 4, torch.Generator().manual_seed(5)).completions
+
+
 # ---- samples -------------------------------------------------------------------------------------------------------
 
 
