@@ -43,6 +43,8 @@ from .incentives import policy_of, shortfall
 from .optimisation.losses import check_positive
 from .planning.games import kl, softmax
 
+_NEWTON_STEPS = 100
+
 
 def check_radius(radius: float) -> float:
     if not 0 <= radius < np.inf:
@@ -230,7 +232,7 @@ def pessimistic_policy(
     z = np.zeros(white.shape[1])
     value, pi, log_pi = dual(z)
     best = Pessimist(pi, log_pi, -np.inf, np.inf)
-    for _ in range(100):
+    for _ in range(_NEWTON_STEPS):
         mean = pi @ white
         primal = float(pi @ reward) - radius * float(np.linalg.norm(mean)) - beta * kl(log_pi, ref)
         if value - primal < best.gap:
@@ -247,7 +249,7 @@ def pessimistic_policy(
             length /= 2
         z, (value, pi, log_pi) = z + length * step, trial
     if not best.gap <= 1e-9 * (1 + abs(best.value)):
-        raise ArithmeticError(f"the duality gap is {best.gap:.2g} after 100 Newton steps")
+        raise ArithmeticError(f"the duality gap is {best.gap:.2g} after {_NEWTON_STEPS} Newton steps")
     return best
 
 

@@ -132,30 +132,43 @@ def fit_rewards(
         tops[:, np.arange(n), np.arange(n)] = half
         tops[:, n] = r
         r = tops.reshape(-1, n)
-    problem = _Problem(*(np.repeat(x, starts, axis=0) for x in (W, log_ref, q, c)), beta, half)
+    parts = (np.repeat(x, starts, axis=0) for x in (W, log_ref, c[:, None] * q, c))
+    problem = _Problem(*parts, beta, half)
     r, value, residual = problem.solve(r)
     rows = np.arange(len(c)) * starts + value.reshape(-1, starts).argmin(1)
     return RewardFit(r[rows].reshape(*batch, n), value[rows].reshape(batch), residual[rows].reshape(batch))
 
 
+def worst_rewards(wins: ArrayLike, push: ArrayLike, box: float) -> RewardFit:
+    """argmin of ell(r) + <push, r> over |r_y| <= box / 2, an adversary's reward; wins (n, n), push (n,)."""
+    W = np.array(wins, dtype=np.float64)
+    np.fill_diagonal(W, 0.0)
+    push = np.asarray(push, dtype=np.float64)
+    nothing = np.zeros((1, len(push)))
+    problem = _Problem(W[None], nothing, -push[None], np.zeros(1), 1.0, check_positive(box, "box") / 2)
+    r, value, residual = problem.solve(nothing)
+    return RewardFit(r[0], value[0], residual[0])
+
+
 @dataclass(frozen=True, eq=False)
 class _Problem:
-    """k problems: wins (k, n, n), log_reference and law (k, n), incentive (k,), in the cube of half width `half`."""
+    """k problems: minimise ell(r) + incentive J*(r) - <pull, r> over the cube of half width `half`; wins (k, n, n),
+    log_reference and pull (k, n), incentive (k,)."""
 
     wins: Array
     log_reference: Array
-    law: Array
+    pull: Array
     incentive: Array
     beta: float
     half: float
 
     def rows(self, live: Array) -> _Problem:
-        parts = (x[live] for x in (self.wins, self.log_reference, self.law, self.incentive))
+        parts = (x[live] for x in (self.wins, self.log_reference, self.pull, self.incentive))
         return _Problem(*parts, self.beta, self.half)
 
     def value(self, r: Array) -> Array:
-        promise = best_value(r, self.log_reference, self.beta) - (self.law * r).sum(1)
-        return comparison_loss(self.wins, r) + self.incentive * promise
+        promise = self.incentive * best_value(r, self.log_reference, self.beta)
+        return comparison_loss(self.wins, r) + promise - (self.pull * r).sum(1)
 
     def derivatives(self, r: Array) -> tuple[Array, Array]:
         """Gradient (k, n) and Hessian (k, n, n)."""
@@ -165,7 +178,7 @@ class _Problem:
         g = surprise.sum(1) - surprise.sum(2)
         curvature = (self.wins + self.wins.transpose(0, 2, 1)) * lost * (1 - lost)
         pi = policy_of(r, self.log_reference, self.beta)[0]
-        g += self.incentive[:, None] * (pi - self.law)
+        g += self.incentive[:, None] * pi - self.pull
         scaled = (self.incentive / self.beta)[:, None] * pi
         H = -curvature - scaled[:, :, None] * pi[:, None, :]
         H[:, np.arange(n), np.arange(n)] += curvature.sum(2) + scaled
@@ -174,7 +187,7 @@ class _Problem:
     def solve(self, r: Array) -> tuple[Array, Array, Array]:
         r, value = r.copy(), self.value(r)
         residual = np.full(len(r), np.inf)
-        scale = self.wins.sum((1, 2)) + np.abs(self.incentive) + np.finfo(np.float64).tiny
+        scale = self.wins.sum((1, 2)) + np.abs(self.pull).sum(1) + np.finfo(np.float64).tiny
         live = np.arange(len(r))
         for _ in range(_STEPS):
             part, x = self.rows(live), r[live]
@@ -210,7 +223,7 @@ class _Problem:
         size = np.abs(eigenvalues)
         largest = size.max(1, keepdims=True) + np.finfo(np.float64).tiny
         # Without incentive flat directions are exact, and nothing moves along them; with one, only the constant is.
-        flat = (self.incentive == 0)[:, None] & (size < 1e-9 * largest)
+        flat = ~self.pull.any(1)[:, None] & (size < 1e-9 * largest)
         size = np.where(flat, np.inf, np.maximum(size, 1e-12 * largest))
         direction = -(V @ ((V.transpose(0, 2, 1) @ g[:, :, None]) / size[:, :, None]))[:, :, 0]
         # Where the objective is nearly linear Newton's step leaves through wrong faces: no longer than the cube.

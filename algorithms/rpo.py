@@ -26,10 +26,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize
 
 from ..envs.kernels import Array
-from .incentives import RewardFit, comparison_loss, fit_rewards
+from .incentives import RewardFit, fit_rewards, worst_rewards
 from .optimisation.losses import average, check_positive, logistic_loss, margin
 from .planning.games import kl
 from .spec import LossSpec
@@ -104,25 +103,14 @@ def adversarial_value(
     eta: float,
     box: float,
 ) -> tuple[float, Array]:
-    """min_{r in R} eta (J_beta(pi; r) - E_base[r]) + L_D(r) and the reward (n,) that attains it, by L-BFGS-B.
+    """min_{r in R} eta (J_beta(pi; r) - E_base[r]) + L_D(r) and the reward (n,) that attains it.
 
     What the maximin form maximises over pi: concave in the law pi. wins (n, n) are divided by their sum.
     """
-    log_pi, ref = np.asarray(log_policy, dtype=np.float64), np.asarray(log_reference, dtype=np.float64)
-    W = np.asarray(wins, dtype=np.float64)
-    W = W / W.sum()
+    log_pi, W = np.asarray(log_policy, dtype=np.float64), np.asarray(wins, dtype=np.float64)
     push = check_eta(eta) * (np.exp(log_pi) - np.asarray(base, dtype=np.float64))
-
-    def objective(r: Array) -> tuple[float, Array]:
-        lost = W / (1 + np.exp(r[:, None] - r))
-        return float(comparison_loss(W, r) + push @ r), lost.sum(0) - lost.sum(1) + push
-
-    bounds = [(-box / 2, box / 2)] * len(log_pi)
-    options = {"ftol": 0.0, "gtol": 1e-13, "maxiter": 5000, "maxfun": 20000, "maxcor": 20}
-    found = minimize(
-        objective, np.zeros(len(log_pi)), jac=True, method="L-BFGS-B", bounds=bounds, options=options
-    )
-    return float(found.fun) - eta * beta * kl(log_pi, ref), np.asarray(found.x)
+    worst = worst_rewards(W / W.sum(), push, box)
+    return float(worst.value) - eta * beta * kl(log_pi, np.asarray(log_reference)), worst.rewards
 
 
 LOSS = LossSpec(
