@@ -3,8 +3,8 @@
     from preflab.llm_bridge.conformance import assert_conforms
     assert_conforms(my_loss, against="dpo", beta=0.1)
 
-`batch` is the adapter protocol, `conform` says what is measured, `catalogue` what can be found, `targets` what a trainer
-can be held to. torch is imported when a loss is called, not with the package.
+`batch` is the adapter protocol, `conform` says what is measured, `catalogue` what can be found, `targets` what a
+trainer can be held to. torch is imported when a loss is called, not with the package.
 """
 
 from .batch import Completions, PairBatch, SampleBatch, TrainerLoss, total

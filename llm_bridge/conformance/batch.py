@@ -3,8 +3,8 @@
 A batch holds what every trainer has after its forward passes: the log-probability of each token of each sequence, under
 the policy and the reference, with masks. Sequences are rows of T positions, prompt first, then the completion, then
 padding: token ids (B, T), log-probabilities (B, T) aligned with them (position t is log p(token t | tokens before)),
-and a mask (B, T) that is True on the completion, its end token included where it has one. Positions outside the mask hold
-finite numbers as well, as they do in a trainer; a loss that uses them is found out. Padding is the end token.
+and a mask (B, T) that is True on the completion, its end token included where it has one. Positions outside the mask
+hold finite numbers as well, as they do in a trainer; a loss that uses them is found out. Padding is the end token.
 
 The rows of a batch are draws: a loss averages over them and weighs none. Gradients are taken with respect to the
 policy's parameters through `policy`; everything else is a constant.
@@ -57,7 +57,7 @@ class SampleBatch:
     reward     (B,) of the whole response; zeros where the method has preferences instead
     wins       (B,) P(y > pi_t), the rate at which the response beats draws of pi_t
     group      (B,) long: rows with one number answer one prompt, `group_size` of them, consecutive
-    For methods against an opponent the expectation over the opponent's response is taken by listing all its L responses:
+    For methods against an opponent the expectation over the opponent's response lists all its L responses:
     opponent_policy, opponent_reference  (B, L) their log-probabilities under the policy and the reference, constants
     preference                           (B, L) P(y > y')
     """

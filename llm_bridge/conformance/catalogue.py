@@ -2,8 +2,8 @@ r"""What a trainer may really descend: a catalogue of objectives and faults, eac
 
 A candidate is a loss in the form of the adapter protocol, so that its expected gradient is found on the very batches
 that the trainer saw. `PairRecipe` and `SampleRecipe` are such losses made of parts; a candidate of a target is the
-target's recipe with one part exchanged, or another known objective. Where the literature itself disagrees (IPO by sum or
-by mean, the KL of sequences or of tokens) the candidate is an "objective", else a "fault".
+target's recipe with one part exchanged, or another known objective. Where the literature itself disagrees (IPO by sum
+or by mean, the KL of sequences or of tokens) the candidate is an "objective", else a "fault".
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Candidate:
 # ---- which tokens count --------------------------------------------------------------------------------------------
 
 VIEWS = {
-    "no_end": "EOS not scored: the end token is missing from the completion's mask (pad == eos masks the real end, too)",
+    "no_end": "EOS not scored: the end token is missing from the completion's mask (pad == eos masks the real "
+    "end, too)",
     "no_last": "the last token of every completion is not scored: truncation, or a mask that is one too short",
     "no_first": "the first token of the completion is not scored: the prompt is taken for one token too long",
     "shift_left": "off by one: mask and log-probabilities are shifted, the last prompt token is scored and the last "
@@ -49,9 +50,11 @@ VIEWS = {
 # Chosen and rejected share the prompt and what follows the end, so that tokens scored there cancel in their difference.
 PAIR_VIEWS = {
     "no_end": VIEWS["no_end"],
-    "shift_left": "the last token of every completion is not scored: off by one (mask and log-probabilities are shifted), or "
+    "shift_left": "the last token of every completion is not scored: off by one (mask and log-probabilities are "
+    "shifted), or "
     "truncation",
-    "shift_right": "the first token of every completion is not scored: off by one (mask and log-probabilities are shifted), "
+    "shift_right": "the first token of every completion is not scored: off by one (mask and log-probabilities "
+    "are shifted), "
     "or the prompt is taken for one token too long",
     "padding": VIEWS["padding"],
 }
@@ -210,38 +213,74 @@ def _smoothed(recipe: PairRecipe, eps: float) -> TrainerLoss:
 def pair_candidates(name: str, p: Mapping[str, float]) -> Iterator[Candidate]:
     base, eps = _pair_target(name, p), p.get("label_smoothing", 0.0)
 
-    def fault(label: str, cause: str, kind: Literal["fault", "objective"] = "fault", **parts: object) -> Candidate:
+    def fault(
+        label: str, cause: str, kind: Literal["fault", "objective"] = "fault", **parts: object
+    ) -> Candidate:
         return Candidate(label, cause, kind, (_smoothed(replace(base, **parts), eps),))  # type: ignore[arg-type]
 
     yield Candidate("right", "none: this is the named objective", "right", (_smoothed(base, eps),))
     mean = "log-probabilities are averaged over tokens, where the objective sums them"
     averaged: Literal["fault", "objective"] = "objective" if name == "ipo" else "fault"
     if name == "ipo":
-        mean += " (IPO by token mean, as some trainers choose on purpose; the paper's derivation needs the sum)"
+        mean += (
+            " (IPO by token mean, as some trainers choose on purpose; the paper's derivation needs the sum)"
+        )
     yield fault("token_mean", mean, averaged, norm="mean")
-    yield fault("batch_tokens", "log-probabilities are divided by the mean number of tokens in the batch, so that the loss "
-                "depends on what else is in it", norm="batch")
-    yield fault("constant_length", "log-probabilities are divided by a constant length: beta is in effect beta over it",
-                norm="constant")
+    yield fault(
+        "batch_tokens",
+        "log-probabilities are divided by the mean number of tokens in the batch, so that the loss "
+        "depends on what else is in it",
+        norm="batch",
+    )
+    yield fault(
+        "constant_length",
+        "log-probabilities are divided by a constant length: beta is in effect beta over it",
+        norm="constant",
+    )
     for tokens, cause in (VIEWS if base.imitation or base.calibration else PAIR_VIEWS).items():
         yield fault(tokens, cause, tokens=tokens)
-    yield fault("mean_everything", "log-probabilities are averaged over the whole row: prompt and padding are scored",
-                tokens="everything", norm="mean")
-    yield fault("mean_prompt", "log-probabilities are averaged over prompt and completion: prompt tokens are scored",
-                tokens="prompt", norm="mean")
-    yield fault("no_reference", "reference missing: the loss sees the policy's log-probabilities alone (CPO)",
-                reference="none")
-    yield fault("reference_is_policy", "reference equals policy: adapter still on, or the reference's log-probabilities were "
-                "taken from the trained model", reference="policy")
-    yield fault("reference_is_previous", "the reference is the policy of the last round, not the reference",
-                reference="previous", share=1.0)
-    yield fault("reference_exchanged", "reference log-probabilities of chosen and rejected are exchanged",
-                reference="exchanged")
-    yield fault("labels_exchanged", "labels exchanged: the rejected response is pushed up", labels="exchanged")
+    yield fault(
+        "mean_everything",
+        "log-probabilities are averaged over the whole row: prompt and padding are scored",
+        tokens="everything",
+        norm="mean",
+    )
+    yield fault(
+        "mean_prompt",
+        "log-probabilities are averaged over prompt and completion: prompt tokens are scored",
+        tokens="prompt",
+        norm="mean",
+    )
+    yield fault(
+        "no_reference",
+        "reference missing: the loss sees the policy's log-probabilities alone (CPO)",
+        reference="none",
+    )
+    yield fault(
+        "reference_is_policy",
+        "reference equals policy: adapter still on, or the reference's log-probabilities were "
+        "taken from the trained model",
+        reference="policy",
+    )
+    yield fault(
+        "reference_is_previous",
+        "the reference is the policy of the last round, not the reference",
+        reference="previous",
+        share=1.0,
+    )
+    yield fault(
+        "reference_exchanged",
+        "reference log-probabilities of chosen and rejected are exchanged",
+        reference="exchanged",
+    )
+    yield fault(
+        "labels_exchanged", "labels exchanged: the rejected response is pushed up", labels="exchanged"
+    )
     if base.shape == "square":
         tau, target = base.scale, base.target
         for label, value, cause in (
-            ("target_doubled", 2 * target, "the target of the margin is twice what it should be: 1/(2 tau) became 1/tau"),
+            ("target_doubled", 2 * target, "the target of the margin is twice what it should be: 1/(2 tau) "
+            "became 1/tau"),
             ("target_halved", target / 2, "the target of the margin is half of what it should be"),
             ("beta_twice", target / tau, "beta applied twice: the target is divided by tau once more"),
             ("beta_missing", target * tau, "beta missing: the target is not divided by tau"),
@@ -257,37 +296,74 @@ def pair_candidates(name: str, p: Mapping[str, float]) -> Iterator[Candidate]:
             yield fault(label, cause, scale=b)
     if name == "inpo":
         share = base.share
-        yield fault("mixture_swapped", "mixture weights swapped: the reference has the weight of pi_t in the anchor and pi_t "
-                    "that of the reference", share=1 - share)
-        yield fault("previous_missing", "pi_t missing: the anchor is the reference alone (this is IPO with tau = 1/eta)",
-                    share=1.0)
+        yield fault(
+            "mixture_swapped",
+            "mixture weights swapped: the reference has the weight of pi_t in the anchor and pi_t "
+            "that of the reference",
+            share=1 - share,
+        )
+        yield fault(
+            "previous_missing",
+            "pi_t missing: the anchor is the reference alone (this is IPO with tau = 1/eta)",
+            share=1.0,
+        )
     if base.imitation:
         plain = replace(base, imitation=0.0)
         sft = PairRecipe("sft")
-        yield fault("sft_sign", "sign of the SFT term: log pi(chosen) is subtracted from the objective, where it should be "
-                    "added (the loss falls as the chosen response becomes less likely)", imitation=-base.imitation)
+        yield fault(
+            "sft_sign",
+            "sign of the SFT term: log pi(chosen) is subtracted from the objective, where it should be "
+            "added (the loss falls as the chosen response becomes less likely)",
+            imitation=-base.imitation,
+        )
         yield fault("sft_missing", "the SFT term is missing: this is DPO", imitation=0.0)
-        yield fault("sft_without_beta", "the SFT term has the weight eta, where it is eta beta",
-                    imitation=base.imitation / base.scale)
-        yield fault("sft_beta_twice", "the SFT term is multiplied by beta twice", imitation=base.imitation * base.scale)
+        yield fault(
+            "sft_without_beta",
+            "the SFT term has the weight eta, where it is eta beta",
+            imitation=base.imitation / base.scale,
+        )
+        yield fault(
+            "sft_beta_twice",
+            "the SFT term is multiplied by beta twice",
+            imitation=base.imitation * base.scale,
+        )
         averaged_sft = replace(plain)
-        yield Candidate("sft_token_mean", "the SFT term is averaged over tokens, DPO's part is not: its weight falls with the "
-                        "length", "objective", (_sum(averaged_sft, PairRecipe("sft", norm="mean"), base.imitation),))
-        yield Candidate("sft_batch_tokens", "the SFT term is averaged over the tokens of the batch, DPO's part is not", "fault",
-                        (_sum(averaged_sft, PairRecipe("sft", norm="batch"), base.imitation),))
+        yield Candidate(
+            "sft_token_mean",
+            "the SFT term is averaged over tokens, DPO's part is not: its weight falls with the length",
+            "objective",
+            (_sum(averaged_sft, PairRecipe("sft", norm="mean"), base.imitation),),
+        )
+        yield Candidate(
+            "sft_batch_tokens",
+            "the SFT term is averaged over the tokens of the batch, DPO's part is not",
+            "fault",
+            (_sum(averaged_sft, PairRecipe("sft", norm="batch"), base.imitation),),
+        )
         yield Candidate("sft_weight", "DPO plus SFT with another weight", "fault", (plain, sft))
     if base.calibration:
         plain, rest = replace(base, calibration=0.0), _calibration
-        yield fault("bonus_sign", "sign of the calibration term: optimism adds alpha beta log pi, pessimism (an SFT term) "
-                    "subtracts it", calibration=-base.calibration)
+        yield fault(
+            "bonus_sign",
+            "sign of the calibration term: optimism adds alpha beta log pi, pessimism (an SFT term) "
+            "subtracts it",
+            calibration=-base.calibration,
+        )
         yield fault("bonus_missing", "the calibration term is missing: this is DPO", calibration=0.0)
-        yield fault("bonus_without_beta", "the calibration term has the weight alpha, where it is alpha beta",
-                    calibration=base.calibration / base.scale)
-        yield Candidate("bonus_weight", "DPO plus the calibration term with another weight", "fault", (plain, rest))
+        yield fault(
+            "bonus_without_beta",
+            "the calibration term has the weight alpha, where it is alpha beta",
+            calibration=base.calibration / base.scale,
+        )
+        yield Candidate(
+            "bonus_weight", "DPO plus the calibration term with another weight", "fault", (plain, rest)
+        )
     # What stands above under its own name.
-    seen = {"ipo": {("ipo", "sum"), ("ipo", "mean")}, "dpo": {("dpo", "sum"), ("dpo", "mean")}, "inpo": set()}.get(
-        name, {("dpo", "sum")}
-    )
+    seen = {
+        "ipo": {("ipo", "sum"), ("ipo", "mean")},
+        "dpo": {("dpo", "sum"), ("dpo", "mean")},
+        "inpo": set(),
+    }.get(name, {("dpo", "sum")})
     for shape, title in SHAPES.items():
         for norm in ("sum", "mean"):
             if (shape, norm) in seen:
@@ -296,13 +372,23 @@ def pair_candidates(name: str, p: Mapping[str, float]) -> Iterator[Candidate]:
             recipe = PairRecipe(shape, scale=b, norm=norm)
             by = "" if norm == "sum" else ", log-probabilities averaged over tokens"
             yield Candidate(f"{shape}_{norm}", f"it is {title}{by}", "objective", (recipe,))
-    yield Candidate("simpo", "it is DPO's loss of token means without a reference (SimPO with gamma = 0)", "objective",
-                    (PairRecipe("dpo", scale=p.get("beta", 0.1), norm="mean", reference="none"),))
-    yield Candidate("sft_batch", "it is likelihood of the chosen response alone (SFT), averaged over the tokens of the batch",
-                    "objective", (PairRecipe("sft", norm="batch"),))
+    yield Candidate(
+        "simpo",
+        "it is DPO's loss of token means without a reference (SimPO with gamma = 0)",
+        "objective",
+        (PairRecipe("dpo", scale=p.get("beta", 0.1), norm="mean", reference="none"),),
+    )
+    yield Candidate(
+        "sft_batch",
+        "it is likelihood of the chosen response alone (SFT), averaged over the tokens of the batch",
+        "objective",
+        (PairRecipe("sft", norm="batch"),),
+    )
     if name == "dpo":
         flipped = replace(base, labels="exchanged")
-        yield Candidate("label_smoothing", "label smoothing of another strength than asked for", "fault", (base, flipped))
+        yield Candidate(
+            "label_smoothing", "label smoothing of another strength than asked for", "fault", (base, flipped)
+        )
 
 
 def _sum(first: TrainerLoss, second: TrainerLoss, weight: float) -> TrainerLoss:
@@ -318,13 +404,16 @@ def _calibration(batch: PairBatch) -> Tensor:
 
 KL_FORMS = {
     "none": "KL penalty missing",
-    "k1_loss": "k1 as a loss: the log-ratio is differentiated where it stands, and the expectation of its gradient is zero, so "
+    "k1_loss": "k1 as a loss: the log-ratio is differentiated where it stands, and the expectation of its "
+    "gradient is zero, so "
     "that there is no KL penalty",
-    "frozen": "KL has the state-frozen gradient: of each token's KL with the prefixes held fixed (k2 of tokens as a loss, k1 of "
+    "frozen": "KL has the state-frozen gradient: of each token's KL with the prefixes held fixed (k2 of tokens "
+    "as a loss, k1 of "
     "a token paid by this token alone, corrected k3), not of the KL of whole responses",
     "k3_token": "KL has the gradient of the state-frozen FORWARD KL(ref, pi): k3 of tokens as a loss (GRPO's penalty)",
     "k3_response": "KL has the gradient of the forward KL(ref, pi): k3 of whole responses as a loss",
-    "joint": "the log-ratio in the KL penalty is not detached: sum_t logratio_t log pi_t has the gradient of frozen KL minus "
+    "joint": "the log-ratio in the KL penalty is not detached: sum_t logratio_t log pi_t has the gradient of "
+    "frozen KL minus "
     "frozen entropy",
     "maximised": "sign of the KL penalty: the KL is maximised",
     "k2_reward": "k2 is subtracted from the reward: its gradient is not that of the KL",
@@ -339,7 +428,7 @@ class SampleRecipe:
 
     signal     "reward", or "wins" against the opponent
     kl         "response", which is right, or one of `KL_FORMS`; weight: beta or tau
-    baseline   "none", "loo" (of the others), "group" (with one's own), "std" (group, divided by its deviation), "loo_std"
+    baseline   "none", "loo" (of the others), "group" (with one's own), "std" (group, over its deviation), "loo_std"
     opponent   the reference's share in the geometric mixture, or "arithmetic"; half: subtracted from the wins
     """
 
@@ -418,7 +507,9 @@ def sample_candidates(name: str, p: Mapping[str, float]) -> Iterator[Candidate]:
     else:
         base = SampleRecipe("wins", p["tau"], opponent=p["share"], share=p["share"], half=0.5)
 
-    def fault(label: str, cause: str, kind: Literal["fault", "objective"] = "fault", **parts: object) -> Candidate:
+    def fault(
+        label: str, cause: str, kind: Literal["fault", "objective"] = "fault", **parts: object
+    ) -> Candidate:
         return Candidate(label, cause, kind, (replace(base, **parts),))  # type: ignore[arg-type]
 
     yield Candidate("right", "none: this is the named objective", "right", (base,))
@@ -427,44 +518,124 @@ def sample_candidates(name: str, p: Mapping[str, float]) -> Iterator[Candidate]:
     weight = "beta" if base.signal == "reward" else "tau"
     yield fault("beta_twice", f"{weight} applied twice to the KL penalty", weight=base.weight**2)
     yield fault("beta_missing", f"{weight} missing: the KL penalty has weight 1", weight=1.0)
-    yield fault("kl_twice", "the KL penalty counts twice: in the reward and again as a loss", weight=2 * base.weight)
-    yield fault("sign", "labels exchanged, or the sign of the advantage: what is preferred is pushed down", sign=-1.0,
-                half=base.half)
-    yield fault("token_mean", "each response is averaged over its tokens: the gradient of a response is divided by its length "
-                "(GRPO's normalisation)", "objective", norm="mean")
-    yield fault("batch_tokens", "the sum over tokens is divided by the number of tokens in the batch, so that a response's "
-                "weight depends on what else is in it", "objective", norm="batch")
+    yield fault(
+        "kl_twice", "the KL penalty counts twice: in the reward and again as a loss", weight=2 * base.weight
+    )
+    yield fault(
+        "sign",
+        "labels exchanged, or the sign of the advantage: what is preferred is pushed down",
+        sign=-1.0,
+        half=base.half,
+    )
+    yield fault(
+        "token_mean",
+        "each response is averaged over its tokens: the gradient of a response is divided by its length "
+        "(GRPO's normalisation)",
+        "objective",
+        norm="mean",
+    )
+    yield fault(
+        "batch_tokens",
+        "the sum over tokens is divided by the number of tokens in the batch, so that a response's "
+        "weight depends on what else is in it",
+        "objective",
+        norm="batch",
+    )
     for tokens, cause in VIEWS.items():
         yield fault(tokens, cause, tokens=tokens)
     if base.signal == "wins":
         share = base.share
-        yield fault("mixture_swapped", "mixture weights swapped: the opponent is pi^share ref^(1 - share)", opponent=1 - share)
-        yield fault("opponent_policy", "the opponent is the policy itself, not the mixture", "objective", opponent=0.0)
-        yield fault("opponent_reference", "the opponent is the reference, not the mixture", "objective", opponent=1.0)
-        yield fault("mixture_arithmetic", "the opponent is the arithmetic mixture, not the geometric one", opponent="arithmetic")
+        yield fault(
+            "mixture_swapped",
+            "mixture weights swapped: the opponent is pi^share ref^(1 - share)",
+            opponent=1 - share,
+        )
+        yield fault(
+            "opponent_policy", "the opponent is the policy itself, not the mixture", "objective", opponent=0.0
+        )
+        yield fault(
+            "opponent_reference", "the opponent is the reference, not the mixture", "objective", opponent=1.0
+        )
+        yield fault(
+            "mixture_arithmetic",
+            "the opponent is the arithmetic mixture, not the geometric one",
+            opponent="arithmetic",
+        )
         return
-    yield fault("group_baseline", "the baseline contains the response's own reward: the reward counts (K - 1)/K, the KL penalty "
-                "in full", baseline="group")
-    yield fault("std", "advantages are divided by the deviation of their group (GRPO): prompts are reweighted", "objective",
-                baseline="std")
-    yield fault("loo_std", "leave-one-out baseline with std-normalised rewards: where the others have equal rewards the "
-                "deviation is 0 and the advantage explodes", baseline="loo_std")
-    yield fault("paid_after_end", "the reward is put on the token after EOS, where the mask drops it: only responses that were "
-                "cut are paid", paid="cut")
-    yield fault("paid_last", "the reward pays the last token alone: it is not carried back to the tokens before", paid="last")
-    for norm, title in (("mean", "per-response token mean"), ("sum", "token sum"), ("batch", "batch token mean")):
+    yield fault(
+        "group_baseline",
+        "the baseline contains the response's own reward: the reward counts (K - 1)/K, the KL penalty "
+        "in full",
+        baseline="group",
+    )
+    yield fault(
+        "std",
+        "advantages are divided by the deviation of their group (GRPO): prompts are reweighted",
+        "objective",
+        baseline="std",
+    )
+    yield fault(
+        "loo_std",
+        "leave-one-out baseline with std-normalised rewards: where the others have equal rewards the "
+        "deviation is 0 and the advantage explodes",
+        baseline="loo_std",
+    )
+    yield fault(
+        "paid_after_end",
+        "the reward is put on the token after EOS, where the mask drops it: only responses that were "
+        "cut are paid",
+        paid="cut",
+    )
+    yield fault(
+        "paid_last",
+        "the reward pays the last token alone: it is not carried back to the tokens before",
+        paid="last",
+    )
+    for norm, title in (
+        ("mean", "per-response token mean"),
+        ("sum", "token sum"),
+        ("batch", "batch token mean"),
+    ):
         for kl in ("k3_token", "frozen", "none"):
             if (norm, kl) == ("sum", "none"):
                 continue
-            what = {"k3_token": "k3 of tokens as a loss", "frozen": "k2 of tokens as a loss", "none": "no KL penalty"}[kl]
-            yield fault(f"grpo_{norm}_{kl}", f"it is GRPO: deviation-normalised groups, {what}, {title}", "objective",
-                        baseline="std", kl=kl, norm=norm)
-    for norm, title in (("mean", "averaged over its tokens"), ("batch", "divided by the tokens of the batch")):
-        yield fault(f"k3_{norm}", f"k3 of tokens as a loss, and each response {title}", "objective", kl="k3_token", norm=norm)
-    yield fault("group_k3", "it is Dr. GRPO with k3: the group's mean as baseline, k3 of tokens as a loss", "objective",
-                kl="k3_token", baseline="group")
-    yield Candidate("beta", "reward and KL with another weight than asked for", "fault",
-                    (replace(base, kl="none", baseline="none"), _kl_alone()))
+            what = {
+                "k3_token": "k3 of tokens as a loss",
+                "frozen": "k2 of tokens as a loss",
+                "none": "no KL penalty",
+            }[kl]
+            yield fault(
+                f"grpo_{norm}_{kl}",
+                f"it is GRPO: deviation-normalised groups, {what}, {title}",
+                "objective",
+                baseline="std",
+                kl=kl,
+                norm=norm,
+            )
+    for norm, title in (
+        ("mean", "averaged over its tokens"),
+        ("batch", "divided by the tokens of the batch"),
+    ):
+        yield fault(
+            f"k3_{norm}",
+            f"k3 of tokens as a loss, and each response {title}",
+            "objective",
+            kl="k3_token",
+            norm=norm,
+        )
+    yield fault(
+        "group_k3",
+        "it is Dr. GRPO with k3: the group's mean as baseline, k3 of tokens as a loss",
+        "objective",
+        kl="k3_token",
+        baseline="group",
+    )
+    yield Candidate(
+        "beta",
+        "reward and KL with another weight than asked for",
+        "fault",
+        (replace(base, kl="none", baseline="none"), _kl_alone()),
+    )
 
 
 def _kl_alone(**parts: object) -> TrainerLoss:
@@ -479,8 +650,12 @@ def kl_candidates() -> Iterator[Candidate]:
         if form != "none":
             kind: Literal["fault", "objective"] = "objective" if form in DISPUTED else "fault"
             yield Candidate(f"kl_{form}", cause, kind, (_kl_alone(kl=form),))
-    yield Candidate("token_mean", "each response is averaged over its tokens: its gradient is divided by its length",
-                    "objective", (_kl_alone(norm="mean"),))
+    yield Candidate(
+        "token_mean",
+        "each response is averaged over its tokens: its gradient is divided by its length",
+        "objective",
+        (_kl_alone(norm="mean"),),
+    )
     for tokens, cause in VIEWS.items():
         yield Candidate(tokens, cause, "fault", (_kl_alone(tokens=tokens),))
 
@@ -519,14 +694,30 @@ def sppo_candidates(p: Mapping[str, float]) -> Iterator[Candidate]:
         return Candidate(label, cause, "fault", (replace(base, **parts),))  # type: ignore[arg-type]
 
     yield Candidate("right", "none: this is the named objective", "right", (base,))
-    yield fault("half_missing", "1/2 is missing: the target is eta P(y > pi_t), which no normalised policy can meet", half=0.0)
-    yield fault("token_mean", "log-probabilities are averaged over tokens, where the objective sums them", norm="mean")
-    yield fault("batch_tokens", "log-probabilities are divided by the mean number of tokens in the batch", norm="batch")
+    yield fault(
+        "half_missing",
+        "1/2 is missing: the target is eta P(y > pi_t), which no normalised policy can meet",
+        half=0.0,
+    )
+    yield fault(
+        "token_mean", "log-probabilities are averaged over tokens, where the objective sums them", norm="mean"
+    )
+    yield fault(
+        "batch_tokens",
+        "log-probabilities are divided by the mean number of tokens in the batch",
+        norm="batch",
+    )
     yield fault("constant_length", "log-probabilities are divided by a constant length", norm="constant")
     for tokens, cause in VIEWS.items():
         yield fault(tokens, cause, tokens=tokens)
-    yield fault("reference_is_base", "the anchor is the reference, where it is pi_t of this round", reference="given")
-    yield fault("no_reference", "reference missing: the loss sees the policy's log-probabilities alone", reference="none")
+    yield fault(
+        "reference_is_base", "the anchor is the reference, where it is pi_t of this round", reference="given"
+    )
+    yield fault(
+        "no_reference",
+        "reference missing: the loss sees the policy's log-probabilities alone",
+        reference="none",
+    )
     yield fault("reference_is_policy", "reference equals policy: adapter still on", reference="policy")
     yield fault("labels_exchanged", "labels exchanged: the winner is pushed down", sign=-1.0)
     yield fault("target_doubled", "the target is twice what it should be", eta=2 * base.eta)

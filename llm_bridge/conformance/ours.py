@@ -1,10 +1,10 @@
-"""The package's own losses as trainers: each gets what a trainer has and hands its sums, or its tokens, to the method."""
+"""The package's own losses as trainers: each gets what a trainer has and hands its sums, or its tokens, on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from ...algorithms.cpl import cpl_loss
 from ...algorithms.dpo import dpo_loss
@@ -14,7 +14,9 @@ from ...algorithms.kl_estimators import kl_loss
 from ...algorithms.kl_policy_gradient import policy_gradient_loss, reward_to_go_loss
 from ...algorithms.nash_md_pg import nash_md_pg_loss
 from ...algorithms.r_to_q_star import token_dpo_loss
+from ...algorithms.rpo import rpo_loss
 from ...algorithms.sppo import sppo_loss
+from ...algorithms.vpo import vpo_loss
 from .batch import PairBatch, SampleBatch, TrainerLoss, total
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def first_wins(batch: PairBatch) -> Tensor:
 
 
 def opponent_wins(batch: SampleBatch, share: float) -> Tensor:
-    """P(y > m), m the geometric mixture of policy and reference over whole responses; share is the reference's weight."""
+    """P(y > m), m the geometric mixture of policy and reference over whole responses; share is the reference's."""
     mixture = ((1 - share) * batch.opponent_policy + share * batch.opponent_reference).softmax(1)
     return (mixture * batch.preference).sum(1)
 
@@ -87,7 +89,9 @@ def _cpl(beta: float, label_smoothing: float) -> TrainerLoss:
 
 def _no_smoothing(name: str, label_smoothing: float) -> None:
     if label_smoothing:
-        raise ValueError(f"{name} has no label smoothing; label_smoothing is {label_smoothing}, leave it at 0")
+        raise ValueError(
+            f"{name} has no label smoothing; label_smoothing is {label_smoothing}, leave it at 0"
+        )
 
 
 def _ipo(tau: float) -> TrainerLoss:
@@ -104,6 +108,22 @@ def _sppo(eta: float) -> TrainerLoss:
     def loss(b: SampleBatch) -> Tensor:
         c = b.completions
         return sppo_loss(total(c.policy, c.mask), total(c.previous, c.mask), b.wins, eta=eta)
+
+    return loss
+
+
+def _rpo(beta: float, eta: float) -> TrainerLoss:
+    return lambda b: rpo_loss(sums(b), sums(b, "reference"), first_wins(b), beta=beta, eta=eta)
+
+
+def _vpo(beta: float, alpha: float, sign: float) -> TrainerLoss:
+    def loss(b: PairBatch) -> Tensor:
+        drawn = b.calibration
+        extra = total(drawn.policy, drawn.mask), total(drawn.reference, drawn.mask)
+        direction: Literal[1, -1] = 1 if sign > 0 else -1
+        return vpo_loss(
+            sums(b), sums(b, "reference"), *extra, first_wins(b), beta=beta, alpha=alpha, sign=direction
+        )
 
     return loss
 
@@ -154,6 +174,8 @@ def trainers() -> Mapping[str, Ours]:
         "kl_policy_gradient": Ours("kl_policy_gradient", _kl_policy_gradient),
         "reward_to_go": Ours("kl_policy_gradient", _to_go),
         "nash_md_pg": Ours("nash_md_pg", _nash_md_pg),
+        "rpo": Ours("rpo", _rpo),
+        "vpo": Ours("vpo", _vpo),
     }
     exact = (
         ("k1", "response", "reward"),
@@ -166,25 +188,4 @@ def trainers() -> Mapping[str, Ours]:
     )
     for estimator, level, use in exact:
         found[f"kl_estimators[{estimator},{level},{use}]"] = Ours("kl", _kl(estimator, level, use))
-    return found | _newer()
-
-
-def _newer() -> dict[str, Ours]:
-    def rpo(beta: float, eta: float) -> TrainerLoss:
-        from ...algorithms.rpo import rpo_loss
-
-        return lambda b: rpo_loss(sums(b), sums(b, "reference"), first_wins(b), beta=beta, eta=eta)
-
-    def vpo(beta: float, alpha: float, sign: Any) -> TrainerLoss:
-        from ...algorithms.vpo import vpo_loss
-
-        def loss(b: PairBatch) -> Tensor:
-            drawn = b.calibration
-            extra = (total(x, drawn.mask) for x in (drawn.policy, drawn.reference))
-            return vpo_loss(
-                sums(b), sums(b, "reference"), *extra, first_wins(b), beta=beta, alpha=alpha, sign=int(sign)
-            )
-
-        return loss
-
-    return {"rpo": Ours("rpo", rpo), "vpo": Ours("vpo", vpo)}
+    return found

@@ -1,8 +1,8 @@
 """Known bugs of RLHF trainers, planted in the package's own losses, each with the cause that must be named.
 
-The faults are made where trainers make them, in what is handed to a right loss (masks, sums, references, labels, weights,
-rewards), and not with the parts of the `catalogue`. `thread` cites a public issue where the bug was met (owner/repository
-and number), "" where it is only well known.
+The faults are made where trainers make them, in what is handed to a right loss (masks, sums, references, labels,
+weights, rewards), and not with the parts of the `catalogue`. `thread` cites a public issue where the bug was met
+(owner/repository and number), "" where it is only well known.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class Planted:
 _FOUND: dict[str, Planted] = {}
 
 
-def _plant(against: str, cause: str, thread: str = "", **parameters: float) -> Callable[[TrainerLoss], TrainerLoss]:
+def _plant(
+    against: str, cause: str, thread: str = "", **parameters: float
+) -> Callable[[TrainerLoss], TrainerLoss]:
     def keep(loss: TrainerLoss) -> TrainerLoss:
         name = str(getattr(loss, "__name__", "")).lstrip("_")
         _FOUND[name] = Planted(name, against, cause, loss, thread, MappingProxyType(parameters))
@@ -77,7 +79,9 @@ def _dpo_token_mean(batch: PairBatch) -> Tensor:
 
 @_plant("ipo", "token_mean", "huggingface/trl 1677")
 def _ipo_token_mean(batch: PairBatch) -> Tensor:
-    return ipo_loss(_stack(batch, _mean, "policy"), _stack(batch, _mean, "reference"), first_wins(batch), tau=TAU)
+    return ipo_loss(
+        _stack(batch, _mean, "policy"), _stack(batch, _mean, "reference"), first_wins(batch), tau=TAU
+    )
 
 
 @_plant("dpo", "no_end", "huggingface/trl 6357")
@@ -97,7 +101,9 @@ def _ipo_shifted_right(batch: PairBatch) -> Tensor:
     def score(c: Completions, which: str) -> Tensor:
         return (getattr(c, which)[:, 1:] * c.mask[:, :-1]).sum(1)
 
-    return ipo_loss(_stack(batch, score, "policy"), _stack(batch, score, "reference"), first_wins(batch), tau=TAU)
+    return ipo_loss(
+        _stack(batch, score, "policy"), _stack(batch, score, "reference"), first_wins(batch), tau=TAU
+    )
 
 
 @_plant("dpo", "padding")
@@ -129,7 +135,9 @@ def _ipo_batch_tokens(batch: PairBatch) -> Tensor:
     def score(c: Completions, which: str) -> Tensor:
         return total(getattr(c, which), c.mask) * len(c.mask) / c.mask.sum()
 
-    return ipo_loss(_stack(batch, score, "policy"), _stack(batch, score, "reference"), first_wins(batch), tau=TAU)
+    return ipo_loss(
+        _stack(batch, score, "policy"), _stack(batch, score, "reference"), first_wins(batch), tau=TAU
+    )
 
 
 @_plant("dpo", "constant_length")
@@ -227,7 +235,10 @@ def _rpo_sft_sign(batch: PairBatch) -> Tensor:
 @_plant("rpo", "sft_batch_tokens", "huggingface/transformers 35856")
 def _rpo_sft_batch_tokens(batch: PairBatch) -> Tensor:
     c = batch.chosen
-    return _dpo_of(batch, lambda c, which: total(getattr(c, which), c.mask)) - 0.5 * BETA * c.policy[c.mask].mean()
+    return (
+        _dpo_of(batch, lambda c, which: total(getattr(c, which), c.mask))
+        - 0.5 * BETA * c.policy[c.mask].mean()
+    )
 
 
 @_plant("vpo", "bonus_sign")
@@ -280,13 +291,17 @@ def _kl_missing(batch: SampleBatch) -> Tensor:
 @_plant("kl_policy_gradient", "kl_twice")
 def _kl_in_reward_and_loss(batch: SampleBatch) -> Tensor:
     c = batch.completions
-    inside = policy_gradient_loss(total(c.policy, c.mask), total(c.reference, c.mask), batch.reward, beta=BETA)
+    inside = policy_gradient_loss(
+        total(c.policy, c.mask), total(c.reference, c.mask), batch.reward, beta=BETA
+    )
     return inside + BETA * kl_loss(*_masked(c), estimator="k2")
 
 
 @_plant("kl_policy_gradient", "beta")
 def _kl_weight(batch: SampleBatch) -> Tensor:
-    return _reinforce(batch, batch.reward) + 0.37 * BETA * kl_loss(*_masked(batch.completions), estimator="k2")
+    return _reinforce(batch, batch.reward) + 0.37 * BETA * kl_loss(
+        *_masked(batch.completions), estimator="k2"
+    )
 
 
 @_plant("kl_policy_gradient", "token_mean", "sail-sg/understand-r1-zero 10")
@@ -384,7 +399,9 @@ def _nash(batch: SampleBatch, wins: Tensor) -> Tensor:
 
 @_plant("nash_md_pg", "kl_joint", "huggingface/trl 2277")
 def _nash_kl_not_detached(batch: SampleBatch) -> Tensor:
-    return _reinforce(batch, opponent_wins(batch, SHARE) - 0.5) + TAU * joint_form(*_masked(batch.completions))
+    return _reinforce(batch, opponent_wins(batch, SHARE) - 0.5) + TAU * joint_form(
+        *_masked(batch.completions)
+    )
 
 
 @_plant("nash_md_pg", "mixture_swapped")

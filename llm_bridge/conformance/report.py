@@ -33,8 +33,8 @@ class Match:
 
 @dataclass(frozen=True)
 class Report:
-    """ok: every check passed. cause: the likely cause, None where all passed; `cause_name` is its name in the catalogue,
-    None where nothing in the catalogue has the trainer's gradient. nearest: the best candidates, nearest first."""
+    """ok: every check passed. cause: the likely cause, None where all passed; `cause_name` is its name in the
+    catalogue, None where nothing there has the trainer's gradient. nearest: the best candidates, nearest first."""
 
     trainer: str
     against: str

@@ -127,7 +127,8 @@ def _pairs(
 def _dpo(world: ExactWorld, *, beta: float, label_smoothing: float) -> Setting:
     closed = None
     if label_smoothing == 0:
-        closed = _gibbs(world, _log(world.reference) + np.log(world.strengths).reshape(-1) / beta)
+        rewards = np.log(world.strengths).reshape(-1)
+        closed = _gibbs(world, _log(world.reference) + rewards / check_positive(beta, "beta"))
     return _pairs(
         world,
         lambda pi, ref, p, w, _: dpo_loss(pi, ref, p, w, beta=beta, label_smoothing=label_smoothing),

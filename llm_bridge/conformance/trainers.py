@@ -1,9 +1,9 @@
 """Trainers by name, for the command line: ours, planted bugs, TRL's losses, and anybody's `module:function`.
 
-    dpo, ipo, ...             the package's losses (`ours`)
-    planted:NAME              a bug (`planted`)
-    trl:dpo[LOSS_TYPE]        TRL's DPOTrainer, where trl is installed (`trl`)
-    MODULE:FUNCTION           imported; FUNCTION(batch) is the loss. The current folder is on the path
+dpo, ipo, ...             the package's losses (`ours`)
+planted:NAME              a bug (`planted`)
+trl:dpo[LOSS_TYPE]        TRL's DPOTrainer, where trl is installed (`trl`)
+MODULE:FUNCTION           imported; FUNCTION(batch) is the loss. The current folder is on the path
 """
 
 from __future__ import annotations
@@ -36,13 +36,18 @@ class Trainer:
 
 
 def names() -> list[str]:
-    return [*our_trainers(), *(f"planted:{name}" for name in PLANTED), "trl:dpo[LOSS_TYPE]", "MODULE:FUNCTION"]
+    return [
+        *our_trainers(),
+        *(f"planted:{name}" for name in PLANTED),
+        "trl:dpo[LOSS_TYPE]",
+        "MODULE:FUNCTION",
+    ]
 
 
 def find_trainer(
     name: str, against: str | None = None, parameters: Mapping[str, float] | None = None
 ) -> Trainer:
-    """ValueError with the nearest names where there is none; `against` and `parameters` default to the trainer's own."""
+    """ValueError with the nearest names where there is none; `against` and `parameters` default to the trainer's."""
     if against is not None and against not in TARGETS:
         raise ValueError(f"there is no target {against!r}{_hint(against, TARGETS)}")
     given = dict(parameters or {})
@@ -66,13 +71,18 @@ def find_trainer(
     if head == "trl":
         found = re.fullmatch(r"dpo\[(\w+)\]", tail)
         if found is None:
-            raise ValueError(f"{name!r} is not a trainer of TRL; write trl:dpo[LOSS_TYPE], such as trl:dpo[sigmoid]")
+            raise ValueError(
+                f"{name!r} is not a trainer of TRL; write trl:dpo[LOSS_TYPE], such as trl:dpo[sigmoid]"
+            )
         from .trl import trl_dpo
 
         target = against or ("ipo" if found[1] == "ipo" else "dpo")
         made = TARGETS[target].checked(given)
         beta = made.get("beta", made.get("tau", 0.1))
-        return Trainer(name, trl_dpo(found[1], beta, made.get("label_smoothing", 0.0)), target, made)
+        smoothing = made.get("label_smoothing", 0.0)
+        if found[1] == "exo_pair" and not smoothing:
+            smoothing = 1e-3  # TRL refuses 0; this is its recommendation
+        return Trainer(name, trl_dpo(found[1], beta, smoothing), target, made)
     target = against or "dpo"
     return Trainer(name, _imported(head, tail), target, TARGETS[target].checked(given))
 
@@ -84,7 +94,8 @@ def run_trainer(trainer: Trainer, tolerance: float | None = None, seed: int = 0)
         name=trainer.name,
         tolerance=trainer.tolerance if tolerance is None else tolerance,
         seed=seed,
-        **trainer.parameters,
+        variance=True,
+        **dict(trainer.parameters),
     )
 
 
@@ -98,7 +109,9 @@ def _imported(module: str, function: str) -> TrainerLoss:
     loss = getattr(found, function, None)
     if not callable(loss):
         what = "has no" if loss is None else "holds no callable"
-        raise ValueError(f"module {module!r} {what} {function!r}; give MODULE:FUNCTION with FUNCTION(batch) -> loss")
+        raise ValueError(
+            f"module {module!r} {what} {function!r}; give MODULE:FUNCTION with FUNCTION(batch) -> loss"
+        )
     return loss  # type: ignore[no-any-return]
 
 

@@ -1,10 +1,10 @@
 """TRL's DPOTrainer as a trainer of the protocol: its own `_compute_loss`, on log-probabilities that we enumerate.
 
-Nothing of the trainer is copied. Its method runs on a stand-in for the trainer (loss type, beta, no distributed gather) and
-on models that answer with our log-probabilities in the place of a fused language-model head. So what is held to the
-target is everything between the model's token log-probabilities and the loss; tokenisation, truncation, collation, the
-model's forward pass and the optimiser are not. Written for TRL 1.16.0; another release may need other attributes, and
-says so by an AttributeError.
+Nothing of the trainer is copied. Its method runs on a stand-in for the trainer (loss type, beta, no distributed gather)
+and on models that answer with our log-probabilities in the place of a fused language-model head. So what is held to
+the target is everything between the model's token log-probabilities and the loss; tokenisation, truncation, collation,
+the model's forward pass and the optimiser are not. Written for TRL 1.16.0; another release may need other attributes,
+and says so by an AttributeError.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def trl_dpo(loss_type: str, beta: float, label_smoothing: float = 0.0) -> Traine
 
         sides = (batch.chosen, batch.rejected)
         mask = torch.cat([c.mask for c in sides]).long()
-        # Position 0 is no prediction in a language model: TRL drops it when it shifts the mask, and so it must not count.
+        # Position 0 is predicted by nothing in a language model: TRL drops it when it shifts the mask.
         inputs = {"input_ids": torch.cat([c.ids for c in sides]), "completion_mask": mask}
         inputs["attention_mask"] = torch.ones_like(mask)
         stand_in = _stand_in(loss_type, beta, label_smoothing)

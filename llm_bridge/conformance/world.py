@@ -10,7 +10,7 @@ and one of the other. So the mean over one batch IS the expectation, to rounding
              array, in which any two members are independent, so that baselines made of the others are unbiased
 
 The parameters are the tree's logits, then those of the prompt's tokens and of padding, which a right loss leaves alone.
-What the optimum is, is decided first and the rewards and preferences are made from it (`ExactWorld.reward_of`, `game_of`).
+The optimum is decided first, and rewards and preferences are made from it (`ExactWorld.reward_of`, `game_of`).
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class ExactWorld:
         """(n, T): all responses to all prompts, prompt and padding included."""
         import torch
 
-        ids, _, where = self._layout
+        _, _, where = self._layout
         tokens = self.table.token_log_probabilities(theta[: self.table.size]).reshape(-1)
         rows = theta[self.table.size :].reshape(-1, self.end + 1).log_softmax(1)
         spoken = [int(j) for length in self.prompt_lengths for j in np.arange(length) % self.end]
@@ -131,8 +131,18 @@ class ExactWorld:
 
         ids, mask, _ = self._layout
         at, (reference, previous) = torch.as_tensor(rows), self._constants
-        every = (tokens, reference, previous, torch.as_tensor(mask), torch.as_tensor(ids))
-        return Completions(*(x.index_select(0, at) for x in every), self.end)
+
+        def pick(x: Tensor) -> Tensor:
+            return x.index_select(0, at)
+
+        return Completions(
+            pick(tokens),
+            pick(reference),
+            pick(previous),
+            pick(torch.as_tensor(mask)),
+            pick(torch.as_tensor(ids)),
+            self.end,
+        )
 
     def lengths(self, rows: Index) -> Index:
         return np.asarray(self.table.lengths)[rows]
@@ -206,7 +216,9 @@ class ExactWorld:
             turn = np.outer(u, w) - np.outer(w, u)
             room = 0.45 - np.abs(A).max()
             if room <= 0:
-                raise ValueError(f"tau is {tau}; this world's game needs tau <= {tau * 0.4 / np.abs(A).max():.2g}")
+                raise ValueError(
+                    f"tau is {tau}; this world's game needs tau <= {tau * 0.4 / np.abs(A).max():.2g}"
+                )
             games.append(0.5 + A + turn * min(0.25, room) / np.abs(turn).max())
         return np.stack(games)
 
@@ -263,9 +275,13 @@ def exact_world(seed: int = 0) -> ExactWorld:
         P[first, second] = rng.choice([0.25, 0.5, 0.75], size=len(first))
         P[second, first] = 1 - P[first, second]
     extra = (sum(lengths) + 1) * 3
+    policy, reference, previous, optimum = (_counts(rng, 2, L) for _ in range(4))
     return ExactWorld(
         table,
-        *(_counts(rng, 2, L) for _ in range(4)),
+        policy=policy,
+        reference=reference,
+        previous=previous,
+        optimum=optimum,
         start=rng.normal(size=table.size + extra) * 3.0,
         reference_extra=rng.normal(size=extra),
         strengths=rng.choice([1, 3], size=(2, L)),

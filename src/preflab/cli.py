@@ -1,8 +1,8 @@
-"""The command line: `preflab list | verify | run | report`.
+"""The command line: `preflab list | verify | run | report | conform`.
 
-Exit codes: 0 all claims verified and every control caught; 1 something was refuted, inconclusive, or a control slipped
-through; 2 wrong usage or input; 130 interrupted. Numerical libraries are imported inside the commands, so that help and
-version answer at once.
+Exit codes: 0 all claims verified and every control caught, or a trainer conforms; 1 something was refuted,
+inconclusive, a control slipped through, or a trainer does not conform; 2 wrong usage or input; 130 interrupted.
+Numerical libraries are imported inside the commands, so that help and version answer at once.
 """
 
 from __future__ import annotations
@@ -434,6 +434,97 @@ def run(
         console.print(f"{name.replace('_', ' ')}: {value:.6g}")
     if out is not None:
         console.print(f"Results: {escape(str(out))}", soft_wrap=True)
+
+
+# ---- conform -------------------------------------------------------------------------------------------------
+
+
+@app.command(
+    epilog="Examples: preflab conform dpo   ·   preflab conform planted:dpo_token_mean   ·   "
+    "preflab conform 'trl:dpo[ipo]'   ·   preflab conform my_trainer:loss --against dpo --set beta=0.2"
+)
+def conform(
+    trainer: Annotated[
+        str | None,
+        typer.Argument(
+            help="MODULE:FUNCTION of yours, a loss of ours, planted:BUG, or trl:dpo[LOSS_TYPE].",
+            show_default=False,
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="The objective that it names, such as dpo.",
+            show_default="as the trainer's name says, else dpo",
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the objective. May be repeated."),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Of relative errors: 1e-5 for float64, 1e-3 for float32.")
+    ] = 1e-5,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the exact world.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    listing: Annotated[bool, typer.Option("--list", help="Show what there is, and stop.")] = False,
+) -> None:
+    """Hold a trainer's loss to an exact objective: its expected gradient and its fixed point, by enumeration.
+
+    Exit code: 0 when it conforms, 1 when not, 2 on wrong usage. A failed check names the likely cause.
+    """
+    _single_threaded()
+    from .theory.report import to_json
+
+    with _reported():
+        from .llm_bridge.conformance import trainers
+
+        if listing:
+            _print_trainers(as_json)
+            return
+        if trainer is None:
+            raise ValueError("no trainer is given; see: preflab conform --list")
+        given = _parameters(settings or [])
+        report = trainers.run_trainer(trainers.find_trainer(trainer, against, given), tolerance, seed)
+    if as_json:
+        print(to_json(report.as_data()), end="")
+    else:
+        _console().print(escape(str(report)), soft_wrap=True)
+    raise typer.Exit(OK if report.ok else FAILED)
+
+
+def _parameters(pairs: list[str]) -> dict[str, float]:
+    found = {}
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        try:
+            found[key] = float(value)
+        except ValueError:
+            raise ValueError(f"--set {pair!r} is not KEY=NUMBER") from None
+    return found
+
+
+def _print_trainers(as_json: bool) -> None:
+    from .llm_bridge.conformance import TARGETS, trainers
+    from .theory.report import to_json
+
+    targets = {
+        t.name: {"title": t.title, "kind": t.kind, "parameters": dict(t.defaults)} for t in TARGETS.values()
+    }
+    if as_json:
+        print(to_json({"targets": targets, "trainers": trainers.names()}), end="")
+        return
+    from rich.table import Table
+
+    console = _console()
+    table = Table("against", "title", "fed with", "parameters")
+    for name, row in targets.items():
+        given = ", ".join(f"{key}={value:g}" for key, value in TARGETS[name].defaults.items())
+        table.add_row(name, str(row["title"]), str(row["kind"]), given)
+    console.print("Objectives, for: preflab conform TRAINER --against OBJECTIVE", style="bold")
+    console.print(table)
+    console.print("Trainers, for: preflab conform TRAINER", style="bold")
+    console.print(escape("  ".join(trainers.names())))
 
 
 def main() -> None:
