@@ -5,26 +5,24 @@ RLHF under KL-Constraint", ICML 2024 (arXiv 2312.11456; GSHF: Gibbs sampling fro
 responses and a linear reward <phi(y), theta*>. The paper's KL coefficient eta is beta here; Sigma is the sum over
 comparisons of D D^T, D = phi(y_1) - phi(y_2), plus ridge I; norms are ||x|| = sqrt(x^T Sigma^-1 x).
 
-online, batch t = 1, 2, ...                                                                              `GSHF`
+online, batch t = 1, 2, ...                                                              `GSHF`
   theta_t  = MLE of all comparisons so far, |theta| <= ball
-  pi_t^1   = ref exp(<phi, theta_t> / beta) / Z                           the main policy, which is charged
-  `main_policy`
-  pi_t^2   = argmax over Pi_t of ||E_pi phi - E_{pi_t^1} phi||            the enhancer, which looks           `enhancer`
+  pi_t^1   = ref exp(<phi, theta_t> / beta) / Z                    main, which is charged  `main_policy`
+  pi_t^2   = argmax over Pi_t of ||E_pi phi - E_{pi_t^1} phi||     enhancer, which looks   `enhancer`
   Pi_t     = {pi : beta KL(pi, pi_t^1) <= radius ||E_pi phi - E_{pi_t^1} phi||}   what may still be optimal
   m comparisons of y_1 ~ pi_t^1 with y_2 ~ pi_t^2
 offline, once
-  option I    pi = ref exp((<phi, theta_hat> - radius ||phi - nu||) / beta) / Z
-  `pessimistic_policy(form="pointwise")`
-  option II   pi = argmax E_pi <phi, theta_hat> - radius ||E_pi phi - nu|| - beta KL(pi, ref)
-  `(form="expected")`
+  `pessimistic_policy`, form = "pointwise" (option I) or "expected" (option II):
+  I    pi = ref exp((<phi, theta_hat> - radius ||phi - nu||) / beta) / Z
+  II   pi = argmax E_pi <phi, theta_hat> - radius ||E_pi phi - nu|| - beta KL(pi, ref)
 hybrid: online, on top of comparisons that are given (`GSHF.given`).
 
 nu is a reference vector (E_ref phi, or a common response's); it takes out the constant that comparisons leave free.
 Guarantee: if |<x, theta_hat - theta*>| <= radius ||x|| for the x in question, option II is worse than any pi by at most
 2 radius ||E_pi phi - nu|| - beta KL(pi, pi_hat), option I by 2 radius E_pi ||phi - nu||, and Pi_t holds pi*.
 The paper's constants (its radius, its batch m) are arguments.
-Departures: one prompt; the enhancer is exact for the set Pi_t above (the paper's practice takes the best and the worst
-of n samples), found by alternating maximisation from every response, see `enhancer`.
+Departures: one prompt; the maximum over Pi_t is sought by alternating maximisation from every response (`enhancer`); the
+paper's practice takes the best and the worst of n samples instead.
 """
 
 from __future__ import annotations

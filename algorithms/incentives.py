@@ -30,7 +30,8 @@ from .optimisation.losses import check_positive
 from .planning.games import divergences
 
 _STEPS = 200
-_RESIDUAL = 1e-11  # of the projected gradient, relative to the number of comparisons plus |incentive|
+_CERTIFIED = 1e-8  # the largest residual of an answer
+_RESIDUAL = 1e-11  # where the iterations stop
 
 
 # ---- values ----------------------------------------------------------------------------------------------------------
@@ -103,7 +104,7 @@ def fit_rewards(
     Newton's method on the free coordinates of the cube, with absolute eigenvalues where the objective is not convex,
     and backtracking. Optimism: from `start` and from each corner of the cube with one response at the top; the best of
     these n + 1 stationary points is kept (the problem is min over r and pi of ell - |incentive| (J(r, pi) - E_q r), and
-    there each response has all the mass once). ArithmeticError where a residual stays above 1e-11.
+    there each response has all the mass once). ArithmeticError where the residual stays above 1e-8.
     """
     W = np.array(wins, dtype=np.float64)
     if W.ndim < 2 or W.shape[-1] != W.shape[-2]:
@@ -132,11 +133,17 @@ def fit_rewards(
         tops[:, np.arange(n), np.arange(n)] = half
         tops[:, n] = r
         r = tops.reshape(-1, n)
-    parts = (np.repeat(x, starts, axis=0) for x in (W, log_ref, c[:, None] * q, c))
-    problem = _Problem(*parts, beta, half)
-    r, value, residual = problem.solve(r)
+    W, log_ref, pull, strength = (np.repeat(x, starts, axis=0) for x in (W, log_ref, c[:, None] * q, c))
+    r, value, residual = _Problem(W, log_ref, pull, strength, beta, half).solve(r)
     rows = np.arange(len(c)) * starts + value.reshape(-1, starts).argmin(1)
+    _certify(residual[rows])
     return RewardFit(r[rows].reshape(*batch, n), value[rows].reshape(batch), residual[rows].reshape(batch))
+
+
+def _certify(residual: Array) -> None:
+    worst = float(residual.max(initial=0.0))
+    if not worst <= _CERTIFIED:
+        raise ArithmeticError(f"the residual is {worst:.2g} after {_STEPS} Newton steps, above {_CERTIFIED}")
 
 
 def worst_rewards(wins: ArrayLike, push: ArrayLike, box: float) -> RewardFit:
@@ -147,6 +154,7 @@ def worst_rewards(wins: ArrayLike, push: ArrayLike, box: float) -> RewardFit:
     nothing = np.zeros((1, len(push)))
     problem = _Problem(W[None], nothing, -push[None], np.zeros(1), 1.0, check_positive(box, "box") / 2)
     r, value, residual = problem.solve(nothing)
+    _certify(residual)
     return RewardFit(r[0], value[0], residual[0])
 
 
@@ -163,8 +171,8 @@ class _Problem:
     half: float
 
     def rows(self, live: Array) -> _Problem:
-        parts = (x[live] for x in (self.wins, self.log_reference, self.pull, self.incentive))
-        return _Problem(*parts, self.beta, self.half)
+        wins, log_ref, pull = self.wins[live], self.log_reference[live], self.pull[live]
+        return _Problem(wins, log_ref, pull, self.incentive[live], self.beta, self.half)
 
     def value(self, r: Array) -> Array:
         promise = self.incentive * best_value(r, self.log_reference, self.beta)
@@ -200,11 +208,6 @@ class _Problem:
             r[live], value[live], moved = part.step(x, value[live], g, H, np.minimum(residual[live], 1e-3))
             if not moved.any():  # rounding: the values can no longer tell
                 break
-        worst = float(residual.max())
-        if worst > 1e3 * _RESIDUAL:
-            raise ArithmeticError(
-                f"the residual is {worst:.2g} after {_STEPS} Newton steps; scale the data down"
-            )
         return r, value, residual
 
     def step(self, x: Array, value: Array, g: Array, H: Array, near: Array) -> tuple[Array, Array, Array]:
@@ -223,7 +226,7 @@ class _Problem:
         size = np.abs(eigenvalues)
         largest = size.max(1, keepdims=True) + np.finfo(np.float64).tiny
         # Without incentive flat directions are exact, and nothing moves along them; with one, only the constant is.
-        flat = ~self.pull.any(1)[:, None] & (size < 1e-9 * largest)
+        flat = (np.abs(self.pull).sum(1) == 0)[:, None] & (size < 1e-9 * largest)
         size = np.where(flat, np.inf, np.maximum(size, 1e-12 * largest))
         direction = -(V @ ((V.transpose(0, 2, 1) @ g[:, :, None]) / size[:, :, None]))[:, :, 0]
         # Where the objective is nearly linear Newton's step leaves through wrong faces: no longer than the cube.

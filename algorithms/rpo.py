@@ -5,15 +5,15 @@ Adversarial Regularizer", NeurIPS 2024 (arXiv 2405.16436); not the reward-aware 
 data's loss L_D(r) = -E_D log sigma(r(y_w) - r(y_l)), a baseline policy pi_base and J_beta(pi; r) = E_pi[r] - beta
 KL(pi, ref):
 
-  maximin   pi_hat = argmax_pi min_{r in R} eta (J_beta(pi; r) - E_base[r]) + L_D(r)                 `adversarial_value`
-  minimax   r_hat  = argmin_{r in R} L_D(r) + eta (max_pi J_beta(pi; r) - E_base[r]),  pi_hat = pi_{r_hat}
-  `rpo_rewards`
-  loss      L_RPO(pi) = L_D(beta log pi/ref) - eta beta E_{y ~ pi_base}[log pi(y)]                          `rpo_loss`
+  maximin   pi_hat = argmax_pi min_{r in R} eta (J_beta(pi; r) - E_base[r]) + L_D(r)            `adversarial_value`
+  minimax   r_hat  = argmin_{r in R} L_D(r) + eta (max_pi J_beta(pi; r) - E_base[r])            `rpo_rewards`
+            pi_hat = pi_{r_hat}, ref exp(r_hat / beta) / Z
+  loss      L_RPO(pi) = L_D(beta log pi/ref) - eta beta E_{y ~ pi_base}[log pi(y)]              `rpo_loss`
 
 For convex R both values and both policies agree (the saddle point). With r = beta log pi/ref + const the loss is the
 minimax objective minus the constant eta beta E_base[log ref]; its last term has the gradient eta (pi_r - pi_base) in r.
-A response that nobody compared is pushed down until pi gives it no more than pi_base; eta = 0 is DPO, which leaves it
-anywhere, and eta -> inf gives pi_base. It is VPO offline with pi_cal = pi_base and alpha = eta on means.
+Where the class does not bind, a response that nobody compared gets pi_base's mass, whatever eta > 0 is; eta = 0 is DPO,
+which leaves it anywhere, and eta -> inf gives pi_base. It is VPO offline with pi_cal = pi_base and alpha = eta on means.
 
 Guarantee: with eta ~ 1/sqrt(N) the gap to every policy that the data cover is of order 1/sqrt(N), with constants
 exponential in the reward's range that are not asserted here. A fixed eta leaves a bias.

@@ -19,6 +19,9 @@ pi_cal. The regret online is of order sqrt(T) for alpha ~ sqrt(T), the gap offli
 sqrt(N) (sums over comparisons; alpha / N for means), with constants exponential in the reward's range that the paper
 leaves open.
 
+Where beta is small against the rewards' range B, pi_t can be certain of one response and compare it with itself, which
+teaches nothing: an optimism that errs is then not corrected before exp(B / beta) rounds (the claim `vpo.own_pairs`).
+
 Departures: the reward class is all tables with max r - min r <= box, not a linear class with a ball; the constant of a
 prompt is taken out by the objective itself (J*(r) - E_cal[r] for J*(r)), which is the same as calibrating r.
 """

@@ -82,7 +82,10 @@ def test_the_regret_of_xpo_is_judged_by_both_exponents(active, passive, verdict)
 def test_the_orderings_ask_for_half(name, share, verdict):
     claim = CLAIMS[name]
     outcomes = made(claim.cells(Plan()), lambda method, _, T: T * (1.0 if method == "passive" else share))
-    assert claim.judge(outcomes).verdict == verdict
+    judgement = claim.judge(outcomes)
+    assert judgement.verdict == verdict
+    if claim.figure is not None:
+        assert len(claim.figure(outcomes, judgement).axes[0].lines) >= 2
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,13 @@ def linear(seed: int) -> tuple[Array, Array, Array, float, np.random.Generator]:
     n, d = int(rng.integers(3, 7)), int(rng.integers(2, 5))
     features, theta = rng.normal(size=(n, d)) / np.sqrt(d), rng.normal(size=d)
     log_ref = np.log(0.9 * rng.dirichlet(np.ones(n)) + 0.1 / n)
-    return theta * min(1.0, 2 / np.linalg.norm(theta)), features, log_ref, float(rng.uniform(0.1, 1)), rng
+    return (
+        theta * min(1.0, 2 / float(np.linalg.norm(theta))),
+        features,
+        log_ref,
+        float(rng.uniform(0.1, 1)),
+        rng,
+    )
 
 
 def compared(theta: Array, features: Array, m: int, rng: np.random.Generator) -> tuple[Array, Array]:

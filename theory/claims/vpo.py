@@ -40,10 +40,11 @@ def both_signs(plan: Plan, function: str, quick: int = 10, full: int = 60, **par
 
 def broken(cells: Callable[..., list[Cell]], sizes: tuple[Any, ...], **faults: str) -> tuple[Control, ...]:
     """A control for each fault by name, with its description."""
-    return tuple(
-        Control(name, text, lambda plan, fault=name: cells(plan, *sizes, fault=fault))  # type: ignore[misc]
-        for name, text in faults.items()
-    )
+
+    def one(fault: str) -> Callable[[Plan], list[Cell]]:
+        return lambda plan: cells(plan, *sizes, fault=fault)
+
+    return tuple(Control(fault, text, one(fault)) for fault, text in faults.items())
 
 
 def judge_errors(outcomes: Sequence[Outcome]) -> Judgement:
@@ -115,6 +116,15 @@ def judge_explorers(outcomes: Sequence[Outcome]) -> Judgement:
     """At the last horizon: paired over seeds, by more than half of what the passive learner loses on average."""
     active, passive = (regrets(outcomes, p)[:, -1] for p in (False, True))
     return judge_ordering(passive - active, margin=float(passive.mean()) / 2)
+
+
+def draw_explorers(outcomes: Sequence[Outcome], judgement: Judgement) -> Any:
+    Ts = outcomes[0]["Ts"]
+    lines = [
+        figures.Curve(name, Ts, regrets(outcomes, passive))
+        for name, passive in (("VPO", False), ("iterative DPO", True))
+    ]
+    return figures.loglog(lines, x="comparisons T", y="cumulative regret", reference=0.5)
 
 
 def own_pairs(plan: Plan, world: str = "worst", first: str = "vpo") -> list[Cell]:
@@ -225,15 +235,12 @@ CLAIMS = (
         source=f"{PAPER}, the policy form; the score function has mean 0",
         cells=lambda plan: both_signs(plan, "calibration_slope", 20, 100),
         judge=judge_errors,
-        controls=tuple(
-            Control(
-                name, text, lambda plan, name=name: both_signs(plan, "calibration_slope", 10, 10, fault=name)
-            )  # type: ignore[misc]
-            for name, text in (
-                ("own_responses", "calibration on the policy's own responses"),
-                ("wrong_sign", "the other sign"),
-                ("beta_dropped", "the term without beta"),
-            )
+        controls=broken(
+            both_signs,
+            ("calibration_slope", 10, 10),
+            own_responses="calibration on the policy's own responses",
+            wrong_sign="the other sign",
+            beta_dropped="the term without beta",
         ),
     ),
     Claim(
@@ -288,6 +295,7 @@ CLAIMS = (
             Control("no_incentive", "alpha = 0", lambda plan: explorers(plan, c=0.0)),
             Control("wrong_sign", "the offline sign", lambda plan: explorers(plan, "vpo_pessimist")),
         ),
+        figure=draw_explorers,
     ),
     Claim(
         name="vpo.own_pairs",
