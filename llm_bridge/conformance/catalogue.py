@@ -223,8 +223,10 @@ def pair_candidates(name: str, p: Mapping[str, float]) -> Iterator[Candidate]:
     averaged: Literal["fault", "objective"] = "objective" if name == "ipo" else "fault"
     if name == "ipo":
         mean += (
-            " (IPO by token mean, as some trainers choose on purpose; the paper's derivation needs the sum)"
+            " (IPO by token mean is chosen on purpose by some trainers; the paper's derivation needs the sum)"
         )
+    elif name == "dpo":
+        mean += " (or length-normalised DPO, if that is what was asked for)"
     yield fault("token_mean", mean, averaged, norm="mean")
     yield fault(
         "batch_tokens",

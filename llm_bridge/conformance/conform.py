@@ -269,14 +269,18 @@ def _bench(against: str, parameters: tuple[tuple[str, float], ...], seed: int) -
 
 
 def explain(gradient: Array, basis: Sequence[Array]) -> tuple[float, Array]:
-    """The relative error of `gradient` in the span of `basis`, and the coefficients; the first must be positive."""
+    """The relative error of `gradient` in the span of `basis`, and the coefficients.
+
+    The first must be positive; where it is not, the best is to leave the basis out, and the error is 1. It is inf where
+    the basis vanishes.
+    """
     B = np.stack(basis, axis=1)
     sizes = np.linalg.norm(B, axis=0)
     if not sizes.all():
         return math.inf, np.zeros(len(basis))
     x = np.linalg.lstsq(B / sizes, gradient, rcond=None)[0] / sizes
     if x[0] <= 0:
-        return math.inf, x
+        return 1.0, x
     return float(np.linalg.norm(gradient - B @ x) / np.linalg.norm(gradient)), x
 
 
@@ -347,7 +351,7 @@ class _Run:
             text = f"the expected gradient is not the objective's: cosine {cosine:.6f}"
             self.add("gradient", 1, "fail", text, **numbers)
             return False
-        text = f"the expected gradient is the objective's (relative error {error:.1e})"
+        text = f"the expected gradient is the objective's (relative error {_small(error)})"
         if abs(self.scale - 1) > self.tolerance:
             text += f", times {self.scale:.6g}: a constant factor, which acts like a learning rate"
         self.add("gradient", 1, "pass", text, **numbers)
@@ -446,7 +450,7 @@ class _Run:
             return
         left = float(np.linalg.norm(at_best) / size)
         good = left <= self.tolerance
-        text = f"at the known optimum the expected gradient is {left:.1e} of that at the start"
+        text = f"at the known optimum the expected gradient is {_small(left)} of that at the start"
         self.add("fixed point", 4, "pass" if good else self._failed(), text, ratio=left)
         d = b.distance(origin).gradient
         cosine = float(g @ d / (size * np.linalg.norm(d)))
@@ -469,6 +473,10 @@ class _Run:
             text += ": unbiased, but noisier than need be"
             text += {"nash_md_pg": " (1/2 not subtracted from the preference?)"}.get(b.target.name, "")
         self.add("variance", 1, "note", text, ratio=ratio)
+
+
+def _small(x: float) -> str:
+    return f"{x:.1e}" if x > 1e-12 else "below 1e-12"
 
 
 def _weight(best: Candidate, x: Array) -> str:
