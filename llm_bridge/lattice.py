@@ -314,8 +314,8 @@ class _Reader:
     ) -> None:
         import torch
 
-        self._policy, self._k, self._budget = policy, k, budget
-        self._batch = max(batch // k, 1) * k  # so that a batch's parents lie in one batch
+        # A batch's parents always lie in one batch: c * batch * k, where those change, is a multiple of batch.
+        self._policy, self._k, self._batch, self._budget = policy, k, batch, budget
         self._prompts = [torch.tensor([[int(t) for t in x]], device=policy.device) for x in prompts]
         self._roots: list[Any] = [None] * len(prompts)
         self._parents: list[list[Any]] | None = None

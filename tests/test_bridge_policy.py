@@ -299,6 +299,22 @@ def test_draws_do_not_depend_on_the_route(policy):
     assert policy.sample(prompts, 5, torch.Generator().manual_seed(8)).completions != expected
 
 
+def test_nothing_is_read_that_no_draw_needs():
+    read = []
+
+    def logits(ids, mask, positions):
+        read.append(ids.shape[1])
+        return TINY.model(ids, mask, positions).logits
+
+    bare = TransformerPolicy(logits, end_ids=[END], pad_id=0, micro_batch=64)
+    drawn = bare.sample(PROMPTS[2:] * 64, 4, torch.Generator().manual_seed(0))
+    assert max(len(y) for y in drawn.completions) == 4
+    assert read == [2, 3, 4, 5]  # the last token is drawn and not read
+    read.clear()
+    replace(bare, end_ids=range(V)).sample([[0]] * 8, 4, torch.Generator().manual_seed(0))
+    assert read == [1]  # all have ended
+
+
 @pytest.mark.parametrize("cached", [True, False])
 def test_draws_follow_the_enumerated_law(cached):
     policy = replace(tiny(seed=2, scale=0.7), micro_batch=4000)
