@@ -735,3 +735,46 @@ def candidates(name: str, parameters: Mapping[str, float]) -> list[Candidate]:
     if name == "sppo":
         return list(sppo_candidates(parameters))
     return list(pair_candidates(name, parameters))
+
+
+# ---- another strength than asked for -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Family:
+    """Losses with one number left open, `asked` in the target: what is said where another one agrees."""
+
+    name: str
+    cause: str
+    asked: float
+    member: Callable[[float], TrainerLoss]
+
+
+def families(name: str, p: Mapping[str, float]) -> Iterator[Family]:
+    """For comparisons and SPPO; the weight of a KL penalty is found by a candidate of two terms."""
+    if name == "sppo":
+        yield Family("eta_other", "eta is in effect", p["eta"], lambda x: SquareRecipe(x))
+    if name not in ("dpo", "ipo", "inpo", "rpo", "vpo"):
+        return
+    base, eps = _pair_target(name, p), p.get("label_smoothing", 0.0)
+    asked = base.target if base.shape == "square" else base.scale
+    what = "the margin's target is in effect" if base.shape == "square" else "beta is in effect"
+
+    def member(x: float, norm: str) -> TrainerLoss:
+        if base.shape == "square":
+            return replace(base, target=x, norm=norm)
+        strength = x / base.scale
+        return _smoothed(
+            replace(
+                base,
+                scale=x,
+                norm=norm,
+                imitation=base.imitation * strength,
+                calibration=base.calibration * strength,
+            ),
+            eps,
+        )
+
+    yield Family("beta_other", what, asked, lambda x: member(x, "sum"))
+    averaged = f"log-probabilities are averaged over tokens, and {what}"
+    yield Family("token_mean_beta_other", averaged, asked, lambda x: member(x, "mean"))

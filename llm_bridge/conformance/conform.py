@@ -28,7 +28,7 @@ import numpy as np
 
 from ...envs.kernels import Array, Index
 from .batch import TrainerLoss
-from .catalogue import Candidate, candidates
+from .catalogue import Candidate, Family, candidates, families
 from .report import Check, Match, Report
 from .targets import TARGETS, Setting, Target
 from .world import CHUNKS, GROUP, ExactWorld, exact_world
@@ -177,6 +177,7 @@ class _Bench:
     @cached_property
     def optimum(self) -> _Place:
         world = self.world
+        assert self.setting.optimum is not None
         rows = self.setting.optimum.reshape(world.table.prompts, -1)
         return self._place("optimum", world.parameters(rows, world.start[world.table.size :]))
 
@@ -389,6 +390,8 @@ class _Run:
         found.sort(key=lambda row: row[0])
         self.nearest = tuple(Match(c.name, rank[3], float(x[0])) for rank, c, x in found[:4])
         (missed, terms_used, *_), best, x = found[0]
+        if missed and not nothing and self._name_the_strength():
+            return
         near = math.inf if nothing else explain(e.whole, [self.bench.exact_here.gradient])[0]
         if missed and near < NEARLY:
             words = f"the right gradient but for {near:.1e} of it: low precision (bfloat16, float16)?"
@@ -408,6 +411,29 @@ class _Run:
                 Check(c.name, c.level, "other", c.text, c.numbers) if c.status == "fail" else c
                 for c in self.checks
             ]
+
+    def _name_the_strength(self) -> bool:
+        """Whether the objective with another number than asked for has the trainer's gradient."""
+        from scipy.optimize import minimize_scalar
+
+        b, e = self.bench, self.evidence
+        for family in families(b.target.name, dict(b.parameters)):
+
+            def error(log_x: float, family: Family = family) -> float:
+                found = b.slope(family.member(math.exp(log_x)), b.here).gradient
+                return explain(e.whole, [found])[0]
+
+            grid = math.log(family.asked) + np.linspace(-5, 5, 41)
+            k = int(np.argmin([error(x) for x in grid]))
+            near = (grid[max(k - 1, 0)], grid[min(k + 1, 40)])
+            best = minimize_scalar(error, bounds=near, method="bounded", options={"xatol": 1e-11}).x
+            x = math.exp(best)
+            left, scale = explain(e.joint, [b.evidence(family.member(x)).joint])
+            if left <= self.tolerance:
+                self._blame(family.name, f"{family.cause} {x:.6g}, where {family.asked:g} is asked for")
+                self.nearest = (Match(family.name, left, float(scale[0])), *self.nearest[:3])
+                return True
+        return False
 
     def _failed(self) -> str:
         known = [cand for cand, _ in self.bench.catalogue if cand.name == self.cause_name]
@@ -441,6 +467,14 @@ class _Run:
 
     def _fixed_point(self) -> None:
         b = self.bench
+        if b.setting.optimum is None:
+            self.add(
+                "fixed point",
+                4,
+                "note",
+                "no minimum of the objective was found at these parameters, if it has one; nothing is checked",
+            )
+            return
         origin = b.here if b.target.name == "kl" else b.reference
         g = b.slope(self.loss, origin).gradient
         at_best = b.slope(self.loss, b.optimum).gradient

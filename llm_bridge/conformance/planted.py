@@ -241,6 +241,25 @@ def _rpo_sft_batch_tokens(batch: PairBatch) -> Tensor:
     )
 
 
+@_plant("dpo", "token_mean_beta_other")
+def _dpo_token_mean_of_its_own_beta(batch: PairBatch) -> Tensor:
+    policy, reference = _stack(batch, _mean, "policy"), _stack(batch, _mean, "reference")
+    return dpo_loss(policy, reference, first_wins(batch), beta=2.0)
+
+
+@_plant("dpo", "beta_other")
+def _dpo_default_beta(batch: PairBatch) -> Tensor:
+    """The configured beta is not passed on."""
+    return dpo_loss(sums(batch), sums(batch, "reference"), first_wins(batch), beta=0.5)
+
+
+@_plant("vpo", "bonus_sign", sign=1.0, alpha=0.05)
+def _xpo_sign(batch: PairBatch) -> Tensor:
+    """XPO adds alpha log pi of the reference's responses: alpha beta of VPO online. Subtracted it is imitation."""
+    log_pi = total(batch.calibration.policy, batch.calibration.mask)
+    return _dpo_of(batch, lambda c, which: total(getattr(c, which), c.mask)) - 0.05 * BETA * log_pi.mean()
+
+
 @_plant("vpo", "bonus_sign")
 def _vpo_sign(batch: PairBatch) -> Tensor:
     log_pi = total(batch.calibration.policy, batch.calibration.mask)

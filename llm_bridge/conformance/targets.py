@@ -37,13 +37,13 @@ class Setting:
 
     exact    log-probabilities of all responses (prompts * L,), differentiable -> what is minimised (for samples, a
              function with the exact gradient at that point)
-    optimum  (prompts * L,) log pi*, None where there is none to know
+    optimum  (prompts * L,) log pi*, None where none is found (optimism too strong to have one)
     general  pairs: whether the preferences have no reward behind them
     reward, P   what samples are judged by, (prompts, L) and (prompts, L, L)
     """
 
     exact: Callable[[Tensor], Tensor]
-    optimum: Array
+    optimum: Array | None
     general: bool
     reward: Array
     P: Array
@@ -91,8 +91,11 @@ def _no_samples(world: ExactWorld) -> tuple[Array, Array]:
     return np.zeros((world.table.prompts, world.responses)), world.general
 
 
-def _found(world: ExactWorld, loss: Callable[[Tensor], Tensor]) -> Array:
-    found = fit(loss, world.table, _log(world.reference), tolerance=1e-11)
+def _found(world: ExactWorld, loss: Callable[[Tensor], Tensor]) -> Array | None:
+    try:
+        found = fit(loss, world.table, _log(world.reference), tolerance=1e-11)
+    except ArithmeticError:
+        return None
     return world.table.log_probabilities(found.theta).numpy()
 
 
