@@ -309,11 +309,11 @@ def test_population_dpo_on_a_transformer_reaches_the_closed_form(trainable):
     best = minimise(
         lambda theta: loss_of(found, pairs, 0.5)(policy.log_probabilities(theta)),
         policy.start(),
-        tolerance=1e-7,
+        tolerance=1e-9,
     )
     reached = policy.log_probabilities(best.theta).numpy()
     start = policy.log_probabilities().detach().numpy()
-    assert np.abs(reached - solution).max() < 1e-4
+    assert np.abs(reached - solution).max() < 1e-6
     assert np.abs(start - solution).max() > 0.3
     assert np.abs(reached - population(found, 0.5, seed=1)[1]).max() > 0.3  # other preferences, another end
     assert best.value < loss_of(found, pairs, 0.5)(torch.tensor(start)).item()
