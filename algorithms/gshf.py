@@ -21,8 +21,8 @@ nu is a reference vector (E_ref phi, or a common response's); it takes out the c
 Guarantee: if |<x, theta_hat - theta*>| <= radius ||x|| for the x in question, option II is worse than any pi by at most
 2 radius ||E_pi phi - nu|| - beta KL(pi, pi_hat), option I by 2 radius E_pi ||phi - nu||, and Pi_t holds pi*.
 The paper's constants (its radius, its batch m) are arguments.
-Departures: one prompt; the maximum over Pi_t is sought by alternating maximisation from every response (`enhancer`); the
-paper's practice takes the best and the worst of n samples instead.
+Departures: one prompt; the maximum over Pi_t is sought by alternating maximisation from every response (`enhancer`),
+where the paper's practice takes the best and the worst of n samples.
 """
 
 from __future__ import annotations

@@ -12,8 +12,9 @@ KL(pi, ref):
 
 For convex R both values and both policies agree (the saddle point). With r = beta log pi/ref + const the loss is the
 minimax objective minus the constant eta beta E_base[log ref]; its last term has the gradient eta (pi_r - pi_base) in r.
-Where the class does not bind, a response that nobody compared gets pi_base's mass, whatever eta > 0 is; eta = 0 is DPO,
-which leaves it anywhere, and eta -> inf gives pi_base. It is VPO offline with pi_cal = pi_base and alpha = eta on means.
+Where the class does not bind, a response that nobody compared gets pi_base's mass, whatever eta > 0 is; eta = 0 is
+DPO, which leaves it anywhere, and eta -> inf gives pi_base. It is VPO offline with pi_cal = pi_base and alpha = eta
+on means.
 
 Guarantee: with eta ~ 1/sqrt(N) the gap to every policy that the data cover is of order 1/sqrt(N), with constants
 exponential in the reward's range that are not asserted here. A fixed eta leaves a bias.

@@ -298,10 +298,8 @@ def rpo_is_vpo(*, seed: int, fault: str = "none") -> dict[str, Any]:
     pairs, wins = population(game, rng)
     p, w = pairs.tensors()
     eta, table = 0.5 * bounded(wins), SoftmaxTable(len(game))
-    anchor, law = (
-        gather(tensor(game.log_reference), pairs),
-        chosen_law(wins.T if fault == "rejected" else wins),
-    )
+    anchor = gather(tensor(game.log_reference), pairs)
+    law = chosen_law(wins.T if fault == "rejected" else wins)
 
     def rpo(lp: Tensor) -> Tensor:
         used = eta * beta if fault == "eta_twice" else eta
@@ -318,8 +316,9 @@ def rpo_is_vpo(*, seed: int, fault: str = "none") -> dict[str, Any]:
 
 
 def saddle(*, seed: int, fault: str = "none") -> dict[str, Any]:
-    """Both sides of RPO's saddle on 60 sampled comparisons of 5 responses: the minimum over rewards by Newton's method,
-    the maximum over policies of the adversary's minimum by two nested quasi-Newton methods.
+    """Both sides of RPO's saddle on 60 sampled comparisons of 5 responses: the minimum over rewards of the minimax form
+    by Newton's method; and L-BFGS over policies for the maximum of the adversary's minimum (`adversarial_value`), which
+    knows nothing of pi_r.
 
     policy: from the reward side against the policy side. fault (of the reward side)  rejected: pi_base from the
     rejected; eta_twice: eta beta for eta; no_adversary: eta = 0, plain DPO
@@ -360,7 +359,7 @@ def rpo_two_forms(*, seed: int, fault: str = "none") -> dict[str, Any]:
     table, log_ref = PrefixTree(mdp.kernel), mdp.leaf_log_probabilities()
     n, lengths = table.responses, table.lengths
     beta, eta = float(rng.uniform(0.3, 2)), float(rng.uniform(0.1, 2))
-    y, p, w = connected(n, n, rng), None, None
+    y = connected(n, n, rng)
     pairs = Pairs(y, rng.random(len(y)), rng.random(len(y)) + 0.5)
     p, w = pairs.tensors()
     wins = np.zeros((n, n))

@@ -76,7 +76,7 @@ def courses(plan: Plan, radius: float = RADIUS, seeds: int = 0) -> list[Cell]:
         run
         for r in (radius, 0.0)
         for run in each(
-            plan, "online", seeds or 24, seeds or 64, iterations=CHECKPOINTS[-1], radius=r, batch=BATCH
+            plan, "online", seeds or 16, seeds or 64, iterations=CHECKPOINTS[-1], radius=r, batch=BATCH
         )
     ]
 
@@ -197,12 +197,12 @@ CLAIMS = (
             Control(
                 "no_enhancer",
                 "radius 0: both responses from the main policy",
-                lambda plan: courses(plan, 0.0, 8),
+                lambda plan: courses(plan, 0.0, 6),
             ),
             Control(
                 "timid",
                 "a radius of 0.2, which covers too little",
-                lambda plan: courses(plan, 0.2, 8),
+                lambda plan: courses(plan, 0.2, 6),
             ),
         ),
         figure=draw_courses,
@@ -219,8 +219,8 @@ CLAIMS = (
         cells=courses,
         judge=judge_against_passive,
         controls=(
-            Control("no_enhancer", "radius 0", lambda plan: courses(plan, 0.0, 8)),
-            Control("timid", "a radius of 0.2", lambda plan: courses(plan, 0.2, 8)),
+            Control("no_enhancer", "radius 0", lambda plan: courses(plan, 0.0, 6)),
+            Control("timid", "a radius of 0.2", lambda plan: courses(plan, 0.2, 6)),
         ),
     ),
     Claim(

@@ -178,8 +178,8 @@ CLAIMS = (
         name="xpo.beats_passive",
         kind="ordering",
         title="Where coverage is the bottleneck, XPO loses less than half of what iterative DPO loses",
-        statement=r"At the last horizon, paired over seeds, the regret of XPO is lower than iterative DPO's by more than "
-        r"half of the latter's mean.",
+        statement=r"At the last horizon, paired over seeds, the regret of XPO is lower than iterative DPO's by more "
+        r"than half of the latter's mean.",
         assumptions=(r"the rare response is the best, $\pi_{\mathrm{ref}} = e^{-10}$",),
         source=f"{PAPER}, theorem on the regret, and the lower bound for passive exploration",
         cells=against_passive,
