@@ -394,8 +394,10 @@ class _Run:
             return
         near = math.inf if nothing else explain(e.whole, [self.bench.exact_here.gradient])[0]
         if missed and near < NEARLY:
-            words = f"the right gradient but for {near:.1e} of it: low precision (bfloat16, float16)?"
-            self._blame("precision", f"{words} Try a larger tolerance")
+            self.cause = (
+                f"none of the catalogue's, but the gradient is right to {near:.1e}: rounding (bfloat16, float16; "
+                "then take a larger tolerance), or a small fault"
+            )
             return
         if missed:
             self.cause = (
