@@ -91,6 +91,8 @@ def test_a_trainer_of_ones_own_is_imported_by_name(mine):
         (["planted:dpo_token_men"], "did you mean dpo_token_mean"),
         (["trl:ppo"], "is not a trainer of TRL"),
         (["trl:dpo[sigmoidal]"], "no loss type 'sigmoidal'"),
+        (["trl:dpo[sigmoid,none]"], "takes one loss type and no options"),
+        (["trl:grpo[grpo,some]"], "then any of none, k3, sequence; got grpo, some"),
         (["no_such_module:loss"], "module 'no_such_module' cannot be imported"),
         (["my_trainer:nothing"], "module 'my_trainer' has no 'nothing'"),
         (["my_trainer:number"], "module 'my_trainer' holds no callable 'number'"),
@@ -151,13 +153,46 @@ class StandInForTRL:
         return -torch.nn.functional.logsigmoid(self.beta * (w - l)).mean()
 
 
+class StandInForGRPO:
+    """The same of its GRPOTrainer, for "grpo" and "dapo"."""
+
+    def _compute_loss(self, model, inputs):
+        mask, advantages = inputs["completion_mask"], inputs["advantages"].unsqueeze(1)
+        logps, _, _ = self._get_per_token_logps_and_entropies(model, inputs["completion_ids"])
+        ratio = (logps - logps.detach()).exp()
+        kl = (inputs["ref_per_token_logps"] - logps).exp() - (inputs["ref_per_token_logps"] - logps) - 1
+        if self.importance_sampling_level == "sequence":
+            ratio = (((logps - logps.detach()) * mask).sum(1) / mask.sum(1)).exp().unsqueeze(1)
+        loss = -ratio * advantages + self.beta * (kl * ratio if self.args.use_bias_correction_kl else kl)
+        if self.loss_type == "dapo":
+            return (loss * mask).sum() / inputs["num_items_in_batch"].clamp(min=1)
+        return ((loss * mask).sum(1) / mask.sum(1)).mean()
+
+
+GRPO_FOUND = {
+    "grpo": "std_mean_frozen",
+    "grpo,k3": "std_mean_k3_token",
+    "grpo,none,sequence": "group_mean_k3_geometric",
+    "dapo,none": "group_batch_frozen",
+}
+
+
 @pytest.fixture
 def fake_trl(monkeypatch):
-    module = types.ModuleType("trl.trainer.dpo_trainer")
-    module.DPOTrainer = StandInForTRL
     for name in ("trl", "trl.trainer"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    monkeypatch.setitem(sys.modules, "trl.trainer.dpo_trainer", module)
+    for name, trainer in (("DPOTrainer", StandInForTRL), ("GRPOTrainer", StandInForGRPO)):
+        module = types.ModuleType(f"trl.trainer.{name[:-7].lower()}_trainer")
+        setattr(module, name, trainer)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+@pytest.mark.usefixtures("fake_trl")
+@pytest.mark.parametrize("options", GRPO_FOUND)
+def test_the_adapter_of_grpo_hands_on_advantages_and_options(options):
+    report = run_trainer(find_trainer(f"trl:grpo[{options}]"))
+    assert report.verdict == "another objective" or "geometric" in report.cause_name
+    assert report.cause_name == GRPO_FOUND[options]
 
 
 @pytest.mark.usefixtures("fake_trl")
@@ -177,6 +212,7 @@ def test_trl_itself_where_it_is_installed():
     found = {t: run_trainer(find_trainer(f"trl:dpo[{t}]")).cause_name for t in LOSS_TYPES if t != "sigmoid"}
     assert found["ipo"] == "token_mean"
     assert found["hinge"] == "hinge_sum"
+    assert {o: run_trainer(find_trainer(f"trl:grpo[{o}]")).cause_name for o in GRPO_FOUND} == GRPO_FOUND
 
 
 def test_without_trl_the_remedy_is_named(monkeypatch):

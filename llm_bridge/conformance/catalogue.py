@@ -410,13 +410,13 @@ KL_FORMS = {
     "gradient is zero, so "
     "that there is no KL penalty",
     "frozen": "KL has the state-frozen gradient: of each token's KL with the prefixes held fixed (k2 of tokens "
-    "as a loss, k1 of "
-    "a token paid by this token alone, corrected k3), not of the KL of whole responses",
+    "as a loss, k1 of a token paid by this token alone, corrected k3), not of the KL of whole responses",
     "k3_token": "KL has the gradient of the state-frozen FORWARD KL(ref, pi): k3 of tokens as a loss (GRPO's penalty)",
     "k3_response": "KL has the gradient of the forward KL(ref, pi): k3 of whole responses as a loss",
     "joint": "the log-ratio in the KL penalty is not detached: sum_t logratio_t log pi_t has the gradient of "
-    "frozen KL minus "
-    "frozen entropy",
+    "frozen KL minus frozen entropy",
+    "k3_geometric": "k3 of tokens is multiplied by a sequence-level ratio (the geometric mean of the tokens' "
+    "ratios): its gradient is no KL's",
     "maximised": "sign of the KL penalty: the KL is maximised",
     "k2_reward": "k2 is subtracted from the reward: its gradient is not that of the KL",
     "k3_reward": "k3 is subtracted from the reward: its gradient is that of KL(pi, ref) minus that of the forward KL",
@@ -470,6 +470,10 @@ class SampleRecipe:
             "k3_token": lambda: ((-log_ratio).expm1() + log_ratio).sum(1),
             "k3_response": lambda: (-log_ratio.sum(1)).expm1() + log_ratio.sum(1),
             "joint": lambda: (log_ratio * log_pi).sum(1),
+            "k3_geometric": lambda: (
+                (log_pi - log_pi.detach()).sum(1).div(mask.sum(1).clamp(min=1)).exp()
+                * ((-log_ratio).expm1() + log_ratio).sum(1)
+            ),
         }
         if self.kl in token_terms:
             rows = rows + self.weight * token_terms[self.kl]()
@@ -593,45 +597,31 @@ def sample_candidates(name: str, p: Mapping[str, float]) -> Iterator[Candidate]:
         "the reward pays the last token alone: it is not carried back to the tokens before",
         paid="last",
     )
-    for norm, title in (
-        ("mean", "per-response token mean"),
-        ("sum", "token sum"),
-        ("batch", "batch token mean"),
+    forms = {
+        "k3_token": "k3 of tokens as a loss",
+        "frozen": "a KL of tokens with the prefixes held fixed (k2 or corrected k3)",
+        "k3_geometric": "k3 of tokens times a sequence-level ratio",
+        "none": "no KL penalty",
+    }
+    norms = {"mean": "mean over its tokens", "sum": "sum", "batch": "mean over the batch's tokens"}
+    for baseline, family in (
+        ("std", "GRPO: deviation-normalised groups"),
+        ("group", "Dr. GRPO: the group's mean"),
     ):
-        for kl in ("k3_token", "frozen", "none"):
-            if (norm, kl) == ("sum", "none"):
-                continue
-            what = {
-                "k3_token": "k3 of tokens as a loss",
-                "frozen": "k2 of tokens as a loss",
-                "none": "no KL penalty",
-            }[kl]
-            yield fault(
-                f"grpo_{norm}_{kl}",
-                f"it is GRPO: deviation-normalised groups, {what}, {title}",
-                "objective",
-                baseline="std",
-                kl=kl,
-                norm=norm,
-            )
+        for norm, title in norms.items():
+            for kl, what in forms.items():
+                if (baseline, norm, kl) == ("group", "sum", "none"):
+                    continue  # the reward alone, up to a factor: "kl_none"
+                words = f"it is {family}, {what}, each response's {title}"
+                yield fault(
+                    f"{baseline}_{norm}_{kl}", words, "objective", baseline=baseline, kl=kl, norm=norm
+                )
     for norm, title in (
         ("mean", "averaged over its tokens"),
         ("batch", "divided by the tokens of the batch"),
     ):
-        yield fault(
-            f"k3_{norm}",
-            f"k3 of tokens as a loss, and each response {title}",
-            "objective",
-            kl="k3_token",
-            norm=norm,
-        )
-    yield fault(
-        "group_k3",
-        "it is Dr. GRPO with k3: the group's mean as baseline, k3 of tokens as a loss",
-        "objective",
-        kl="k3_token",
-        baseline="group",
-    )
+        words = f"k3 of tokens as a loss, and each response {title}"
+        yield fault(f"k3_{norm}", words, "objective", kl="k3_token", norm=norm)
     yield Candidate(
         "beta",
         "reward and KL with another weight than asked for",

@@ -339,7 +339,7 @@ def _normalised_by_the_batch(batch: SampleBatch) -> Tensor:
     return -(advantage[:, None] * policy).sum() / c.mask.sum()
 
 
-@_plant("kl_policy_gradient", "grpo_mean_k3_token", "huggingface/trl 2854")
+@_plant("kl_policy_gradient", "std_mean_k3_token", "huggingface/trl 2854")
 def _grpo(batch: SampleBatch) -> Tensor:
     c = batch.completions
     policy, reference = _masked(c)

@@ -69,20 +69,25 @@ def find_trainer(
         own_parameters = bug.parameters if target == bug.against else {}
         return Trainer(name, bug.loss, target, TARGETS[target].checked({**own_parameters, **given}))
     if head == "trl":
-        found = re.fullmatch(r"dpo\[(\w+)\]", tail)
+        found = re.fullmatch(r"(dpo|grpo)\[(\w+)((?:,\w+)*)\]", tail)
         if found is None:
-            raise ValueError(
-                f"{name!r} is not a trainer of TRL; write trl:dpo[LOSS_TYPE], such as trl:dpo[sigmoid]"
-            )
-        from .trl import trl_dpo
+            raise ValueError(f"{name!r} is not a trainer of TRL; write trl:dpo[sigmoid] or trl:grpo[dapo]")
+        from .trl import trl_dpo, trl_grpo
 
-        target = against or ("ipo" if found[1] == "ipo" else "dpo")
+        method, kind, options = found[1], found[2], found[3].split(",")[1:]
+        if method == "grpo":
+            target = against or "kl_policy_gradient"
+            made = TARGETS[target].checked(given)
+            return Trainer(name, trl_grpo(kind, made.get("beta", 0.1), *options), target, made)
+        if options:
+            raise ValueError(f"{name!r}: trl:dpo takes one loss type and no options")
+        target = against or ("ipo" if kind == "ipo" else "dpo")
         made = TARGETS[target].checked(given)
         beta = made.get("beta", made.get("tau", 0.1))
         smoothing = made.get("label_smoothing", 0.0)
-        if found[1] == "exo_pair" and not smoothing:
+        if kind == "exo_pair" and not smoothing:
             smoothing = 1e-3  # TRL refuses 0; this is its recommendation
-        return Trainer(name, trl_dpo(found[1], beta, smoothing), target, made)
+        return Trainer(name, trl_dpo(kind, beta, smoothing), target, made)
     target = against or "dpo"
     return Trainer(name, _imported(head, tail), target, TARGETS[target].checked(given))
 

@@ -1,4 +1,4 @@
-"""TRL's DPOTrainer as a trainer of the protocol: its own `_compute_loss`, on log-probabilities that we enumerate.
+"""TRL's DPOTrainer and GRPOTrainer as trainers of the protocol: their own `_compute_loss`, on enumerated tokens.
 
 Nothing of the trainer is copied. Its method runs on a stand-in for the trainer (loss type, beta, no distributed gather)
 and on models that answer with our log-probabilities in the place of a fused language-model head. So what is held to
@@ -13,7 +13,7 @@ import importlib
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from .batch import PairBatch, TrainerLoss
+from .batch import PairBatch, SampleBatch, TrainerLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,10 +41,7 @@ def trl_dpo(loss_type: str, beta: float, label_smoothing: float = 0.0) -> Traine
     """The loss of `trl.DPOTrainer` with DPOConfig(loss_type=[loss_type], beta=..., label_smoothing=...)."""
     if loss_type not in LOSS_TYPES:
         raise ValueError(f"TRL's DPOTrainer has no loss type {loss_type!r}; it has {', '.join(LOSS_TYPES)}")
-    try:
-        trainer = importlib.import_module("trl.trainer.dpo_trainer").DPOTrainer
-    except ImportError as error:
-        raise ValueError(f"trl cannot be imported ({error}); pip install trl==1.16.0 datasets") from error
+    trainer = _trainer("dpo_trainer", "DPOTrainer")
 
     def loss(batch: PairBatch) -> Tensor:
         import torch
@@ -65,6 +62,58 @@ def trl_dpo(loss_type: str, beta: float, label_smoothing: float = 0.0) -> Traine
     return loss
 
 
+GRPO_LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
+
+
+def trl_grpo(loss_type: str, beta: float, *options: str) -> TrainerLoss:
+    """The loss of `trl.GRPOTrainer` on samples of the current policy (ratios are 1), with its KL coefficient `beta`.
+
+    options  "none": scale_rewards="none", so that advantages are not divided by the group's deviation; "k3":
+             use_bias_correction_kl=False; "sequence": importance_sampling_level="sequence"
+    Advantages are made here as TRL documents them, from groups of the batch; the method runs on them.
+    """
+    unknown = set(options) - {"none", "k3", "sequence"}
+    if loss_type not in GRPO_LOSS_TYPES or unknown:
+        raise ValueError(
+            f"TRL's GRPOTrainer is written grpo[LOSS_TYPE,...]: LOSS_TYPE of {', '.join(GRPO_LOSS_TYPES)}, then any of "
+            f"none, k3, sequence; got {', '.join((loss_type, *options))}"
+        )
+    trainer = _trainer("grpo_trainer", "GRPOTrainer")
+
+    def loss(batch: SampleBatch) -> Tensor:
+        c = batch.completions
+        r = batch.reward.reshape(-1, batch.group_size)
+        advantages = r - r.mean(1, keepdim=True)
+        if "none" not in options:
+            advantages = advantages / (r.std(1, keepdim=True) + 1e-4)
+        stand_in = _stand_in(loss_type, beta, 0.0)
+        stand_in.loss_type = loss_type
+        stand_in.args.use_bias_correction_kl = "k3" not in options
+        stand_in.importance_sampling_level = "sequence" if "sequence" in options else "token"
+        stand_in.max_completion_length = c.mask.shape[1]
+        stand_in._get_per_token_logps_and_entropies = lambda *_, **__: (c.policy, c.policy.detach() * 0, None)
+        inputs = {
+            "prompt_ids": c.ids[:, :0],
+            "prompt_mask": c.mask[:, :0].long(),
+            "completion_ids": c.ids,
+            "completion_mask": c.mask.long(),
+            "advantages": advantages.reshape(-1),
+            "ref_per_token_logps": c.reference,
+            "num_items_in_batch": c.mask.sum(),
+        }
+        return trainer._compute_loss(stand_in, None, inputs)  # type: ignore[no-any-return]
+
+    loss.__name__ = f"trl_grpo_{'_'.join((loss_type, *options))}"
+    return loss
+
+
+def _trainer(module: str, name: str) -> Any:
+    try:
+        return getattr(importlib.import_module(f"trl.trainer.{module}"), name)
+    except ImportError as error:
+        raise ValueError(f"trl cannot be imported ({error}); pip install trl==1.16.0 datasets") from error
+
+
 def _model(tokens: Tensor) -> Any:
     """A model whose head gives log p of the next token where it is labelled, 0 elsewhere, as TRL's fused head does."""
 
@@ -82,12 +131,20 @@ def _stand_in(loss_type: str, beta: float, label_smoothing: float) -> SimpleName
 
     metrics: dict[str, Any] = {"train": defaultdict(list), "eval": defaultdict(list)}
     accelerator = SimpleNamespace(
-        device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x, unwrap_model=lambda x: x
+        device="cpu",
+        num_processes=1,
+        gather=lambda x: x,
+        gather_for_metrics=lambda x: x,
+        reduce=lambda x, reduction: x,
+        unwrap_model=lambda x: x,
+    )
+    args = SimpleNamespace(
+        gradient_checkpointing_kwargs=None, discopop_tau=0.05, delta=None, steps_per_generation=1
     )
     return SimpleNamespace(
         model=SimpleNamespace(training=True, is_gradient_checkpointing=False),
         accelerator=accelerator,
-        args=SimpleNamespace(gradient_checkpointing_kwargs=None, discopop_tau=0.05),
+        args=args,
         aux_loss_enabled=False,
         ld_alpha=None,
         precompute_ref_logps=False,
@@ -97,6 +154,14 @@ def _stand_in(loss_type: str, beta: float, label_smoothing: float) -> SimpleName
         beta=beta,
         label_smoothing=label_smoothing,
         use_weighting=False,
+        top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None,
+        epsilon_low=0.2,
+        epsilon_high=0.2,
+        use_vllm=False,
+        vllm_importance_sampling_correction=False,
+        current_gradient_accumulation_steps=1,
+        _entropy_bonus_enabled=False,
         _metrics=metrics,
         _total_train_tokens=0,
         _tp_size=1,
