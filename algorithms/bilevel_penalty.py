@@ -35,7 +35,8 @@ from numpy.typing import ArrayLike
 from scipy.special import expit, log_expit, rel_entr
 
 from ..envs.kernels import Array
-from .kl_bayes import check_beta, check_distribution, posterior
+from .kl_bayes import check_distribution, posterior
+from .optimisation.losses import check_positive
 from .planning.games import softmax
 
 
@@ -117,7 +118,7 @@ class Problem:
     upper: Upper
 
     def __post_init__(self) -> None:
-        check_beta(self.beta)
+        check_positive(self.beta, "beta")
         mu, phi = check_distribution(self.reference, "reference"), np.asarray(self.features)
         if not (mu > 0).all():
             i = int(np.argmin(mu))
@@ -175,7 +176,7 @@ def largest_sigma(problem: Problem, x: Array) -> float:
 
 
 def _check_sigma(problem: Problem, x: Array, sigma: float) -> None:
-    check_beta(sigma, "sigma")
+    check_positive(sigma, "sigma")
     largest = largest_sigma(problem, x)
     if sigma >= largest:
         raise ValueError(f"sigma is {sigma}; below {largest:.4g} the penalised problem has one solution")
@@ -263,12 +264,12 @@ def run(
     step = b, inner = M, inner_step_size = a in (0, 1/beta], by default 1/beta (for which one step finds z).
     """
     x = np.array(start, dtype=np.float64)
-    a = 1 / problem.beta if inner_step_size is None else check_beta(inner_step_size, "inner_step_size")
+    a = 1 / problem.beta if inner_step_size is None else check_positive(inner_step_size, "inner_step_size")
     if a * problem.beta > 1:
         raise ValueError(f"inner_step_size is {a}; it must be at most 1/beta = {1 / problem.beta:.4g}")
     if inner < 1 or steps < 1:
         raise ValueError(f"inner is {inner} and steps is {steps}; both must be at least 1")
-    b = check_beta(step, "step")
+    b = check_positive(step, "step")
     _check_sigma(problem, x, sigma)
     y = z = np.asarray(problem.reference, dtype=np.float64)
     done = 0
@@ -291,7 +292,7 @@ def two_stage(
     x = np.array(start, dtype=np.float64)
     for _ in range(steps):
         slope = problem.upper.grad_x(x, problem.reference)
-        x = x - check_beta(step, "step") * slope
+        x = x - check_positive(step, "step") * slope
         if np.abs(slope).max() <= tolerance:
             break
     return x

@@ -31,6 +31,7 @@ from numpy.typing import ArrayLike
 from scipy.special import logsumexp, rel_entr, xlogy
 
 from ..envs.kernels import Array, Index
+from .optimisation.losses import check_positive
 
 # ---- the target ------------------------------------------------------------------------------------------------------
 
@@ -42,12 +43,6 @@ class Posterior:
     law: Array
     log_law: Array
     log_evidence: float
-
-
-def check_beta(beta: float, what: str = "beta") -> float:
-    if not 0 < beta < math.inf:
-        raise ValueError(f"{what} is {beta}; it must be positive and finite")
-    return float(beta)
 
 
 def check_distribution(law: ArrayLike, what: str, shape: tuple[int, ...] | None = None) -> Array:
@@ -82,7 +77,7 @@ def _log(p: Array) -> Array:
 def posterior(prior: ArrayLike, rewards: ArrayLike, beta: float) -> Posterior:
     """pi* and log Z. Conditioning is associative: by r1 and then by r2 is by r1 + r2, evidences multiplied."""
     p = check_distribution(prior, "prior")
-    log_weight = _log(p) + _check_rewards(rewards, len(p)) / check_beta(beta)
+    log_weight = _log(p) + _check_rewards(rewards, len(p)) / check_positive(beta, "beta")
     log_evidence = float(logsumexp(log_weight))
     log_law = log_weight - log_evidence
     return Posterior(np.exp(log_law), log_law, log_evidence)
@@ -102,7 +97,7 @@ def objective(policy: ArrayLike, prior: ArrayLike, rewards: ArrayLike, beta: flo
     """J(policy) = E r - beta KL(policy, prior): at most beta log Z, with equality at the posterior alone."""
     p0 = check_distribution(prior, "prior")
     pi, r = check_distribution(policy, "policy", p0.shape), _check_rewards(rewards, len(p0))
-    return float(pi @ r) - check_beta(beta) * divergence(pi, p0)
+    return float(pi @ r) - check_positive(beta, "beta") * divergence(pi, p0)
 
 
 # ---- inference: two gradients ----------------------------------------------------------------------------------------
@@ -143,7 +138,7 @@ def policy_gradient(
     p0 = check_distribution(prior, "prior")
     pi, r = check_distribution(policy, "policy", p0.shape), _check_rewards(rewards, len(p0))
     s = _check_scores(scores, len(p0))
-    penalty = check_beta(beta) * rel_entr(pi, p0)
+    penalty = check_positive(beta, "beta") * rel_entr(pi, p0)
     return (pi * (r - baseline) - penalty) @ s
 
 
@@ -183,7 +178,7 @@ def evidence_estimate(
     Unbiased for every m while q's support holds the prior's; else ValueError (Z would be too small).
     """
     p0 = check_distribution(prior, "prior")
-    weight = p0 * np.exp(_check_rewards(rewards, len(p0)) / check_beta(beta))
+    weight = p0 * np.exp(_check_rewards(rewards, len(p0)) / check_positive(beta, "beta"))
     return np.asarray(
         _weights(weight, check_distribution(proposal, "proposal", p0.shape))[samples].mean(axis=-1)
     )
@@ -204,7 +199,7 @@ def dpg_estimate(
     log_p = np.asarray(log_weight, dtype=np.float64)
     s = _check_scores(scores, len(log_p))
     w = _weights(np.exp(log_p), check_distribution(proposal, "proposal", log_p.shape))[samples]
-    z = w.mean(axis=-1) if evidence is None else np.asarray(check_beta(evidence, "evidence"))
+    z = w.mean(axis=-1) if evidence is None else np.asarray(check_positive(evidence, "evidence"))
     return np.asarray((w[..., None] * s[samples]).mean(axis=-2) / z[..., None])
 
 
@@ -240,10 +235,10 @@ def adapted_beta(beta: float, kl: float, target: float, gain: float = 0.1, clip:
     """
     if not (0 <= kl < math.inf):
         raise ValueError(f"kl is {kl}; it must be at least 0 and finite")
-    check_beta(target, "target")
+    check_positive(target, "target")
     if not (gain > 0 and clip > 0 and gain * clip < 1):
         raise ValueError(f"gain is {gain} and clip {clip}; they must be positive with a product below 1")
-    return check_beta(beta) * (1 + gain * float(np.clip((kl - target) / target, -clip, clip)))
+    return check_positive(beta, "beta") * (1 + gain * float(np.clip((kl - target) / target, -clip, clip)))
 
 
 # ---- a restricted family: product laws on two tokens -----------------------------------------------------------------

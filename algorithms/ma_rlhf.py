@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..envs.kernels import Array, Index
+from .optimisation.losses import check_share
 
 Mask = NDArray[np.bool_]
 Weighting = Literal["equal", "unit", "position", "first"]
@@ -181,12 +182,6 @@ class Advantages:
     values: Array
 
 
-def _check_unit(x: float, name: str) -> float:
-    if not 0 <= x <= 1:
-        raise ValueError(f"{name} is {x}; it must lie in [0, 1]")
-    return float(x)
-
-
 def _finite(x: ArrayLike, name: str, inside: Mask) -> Array:
     a = np.asarray(x, dtype=np.float64)
     if a.shape != inside.shape:
@@ -212,7 +207,7 @@ def macro_gae(
     """Advantages of macro actions, for every token; values[b, t] is that of the prefix before token t."""
     k = _check_macro(macro)
     r, v = _finite(rewards, "rewards", k >= 0), _finite(values, "values", k >= 0)
-    gamma, lam = _check_unit(gamma, "gamma"), _check_unit(lam, "lam")
+    gamma, lam = check_share(gamma, "gamma"), check_share(lam, "lam")
     sigma = token_weights(k, weighting)
     if aggregation not in ("sum", "code") or discount not in ("smdp", "macro"):
         raise ValueError(f"aggregation {aggregation!r} is sum or code, discount {discount!r} smdp or macro")
@@ -230,7 +225,7 @@ def token_gae(
     m = check_mask(mask)
     r, v = _finite(rewards, "rewards", m), _finite(values, "values", m)
     return np.where(
-        m, _gae(r, v, np.full(r.shape, _check_unit(gamma, "gamma")), _check_unit(lam, "lam")), 0.0
+        m, _gae(r, v, np.full(r.shape, check_share(gamma, "gamma")), check_share(lam, "lam")), 0.0
     )
 
 

@@ -32,7 +32,7 @@ from scipy.special import expit, log_expit
 
 from ..envs.kernels import Array
 from .estimation.preferences import merge_repeated
-from .kl_bayes import check_beta
+from .optimisation.losses import check_positive
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ def box_mle(
     D, w, n = merge_repeated(differences, wins, counts)
     if not len(D):
         raise ValueError("nothing was compared: every difference or every count is 0")
-    check_beta(box, "box")
+    check_positive(box, "box")
     total = n.sum()
 
     def loss(theta: Array) -> tuple[float, Array]:

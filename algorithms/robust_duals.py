@@ -29,7 +29,8 @@ from numpy.typing import ArrayLike
 from scipy.special import rel_entr
 
 from ..envs.kernels import Array
-from .kl_bayes import check_beta, check_distribution
+from .kl_bayes import check_distribution
+from .optimisation.losses import check_positive
 from .planning.soft import soft_maximum
 
 
@@ -50,7 +51,7 @@ def _checked(values: ArrayLike, law: ArrayLike, lam: float) -> tuple[Array, Arra
     if not np.isfinite(V).all():
         i = int(np.flatnonzero(~np.isfinite(V))[0])
         raise ValueError(f"values[{i}] is {V[i]}; values must be finite")
-    return V, p, check_beta(lam, "lam")
+    return V, p, check_positive(lam, "lam")
 
 
 def total_variation_distance(mu: ArrayLike, p: ArrayLike) -> float:

@@ -21,15 +21,13 @@ from ...algorithms.planning.max_entropy import max_entropy_nash
 from ...envs.kernels import Array
 from ...envs.preference_games import Game, PreferenceGame, random_game
 from ...envs.structured_games import LowRankGame, block_game, duplicated_game, random_kernel_game
-from ..cells import Cell
+from ._declare import cells_of
 from ._game_runs import game as small_game
 
 WORLDS = ("duplicates", "blocks", "plane", "kernel")
 
 
-def cell(function: str, seed: int, **parameters: Any) -> Cell:
-    """Seeds from 1,000 on: windows, thresholds and numbers of seeds were chosen on seeds under 100."""
-    return Cell(f"claims._equilibrium_runs:{function}", parameters, 1000 + seed)
+cell = cells_of(__name__)
 
 
 def many_equilibria(seed: int, world: str) -> PreferenceGame:

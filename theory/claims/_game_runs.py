@@ -22,12 +22,9 @@ from ...envs.preference_games import (
     three_type_nash,
 )
 from ...envs.sound_quality import PIECES, borda
-from ..cells import Cell
+from ._declare import cells_of
 
-
-def cell(function: str, seed: int, **parameters: Any) -> Cell:
-    """Seeds from 1,000 on: windows, thresholds and numbers of seeds were chosen on seeds under 100."""
-    return Cell(f"claims._game_runs:{function}", parameters, 1000 + seed)
+cell = cells_of(__name__)
 
 
 def game(seed: int, kind: str = "random") -> PreferenceGame:

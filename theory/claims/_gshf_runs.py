@@ -19,15 +19,13 @@ from ...algorithms.gshf import (
 from ...algorithms.incentives import policy_of
 from ...algorithms.planning.games import kl, logarithm
 from ...envs.kernels import Array
-from ..cells import Cell
+from ._declare import cells_of
 from ._optimism_runs import BETA, hidden
 
 BALL, RIDGE = 3.0, 1.0
 
 
-def cell(function: str, seed: int, **parameters: Any) -> Cell:
-    """Seeds from 1,000 on: radii, horizons and numbers of seeds were chosen on seeds under 100."""
-    return Cell(f"claims._gshf_runs:{function}", parameters, 1000 + seed)
+cell = cells_of(__name__)
 
 
 def linear(seed: int) -> tuple[Array, Array, Array, float, np.random.Generator]:

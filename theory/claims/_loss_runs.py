@@ -20,16 +20,14 @@ from ...envs.kernels import Array
 from ...envs.links import LOGISTIC
 from ...envs.preference_games import PreferenceGame, bradley_terry_game
 from ...envs.token_mdp import random_token_mdp
-from ..cells import Cell
+from ._declare import cells_of
 from ._game_runs import game
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def cell(function: str, seed: int, **parameters: Any) -> Cell:
-    """Seeds from 1,000 on: windows, thresholds and numbers of seeds were chosen on seeds under 100."""
-    return Cell(f"claims._loss_runs:{function}", parameters, 1000 + seed)
+cell = cells_of(__name__)
 
 
 def bandit(seed: int) -> tuple[Array, PreferenceGame]:

@@ -38,16 +38,14 @@ from ...algorithms.self_play import SelfPlay
 from ...algorithms.sppo import SPPO
 from ...envs.kernels import Array
 from ...envs.links import LOGISTIC
-from ..cells import Cell
+from ._declare import cells_of
 from ._game_runs import game
 
 DIMENSION = 5
 CURVATURES = {"convex": (1.0, 0.7, 0.4, 0.1, 0.0), "strongly_convex": (2.0, 1.7, 1.4, 1.1, 1.0)}
 
 
-def cell(function: str, seed: int, **parameters: Any) -> Cell:
-    """Seeds from 1,000 on: windows, thresholds and numbers of seeds were chosen on seeds under 100."""
-    return Cell(f"claims._oomd_sea_runs:{function}", parameters, 1000 + seed)
+cell = cells_of(__name__)
 
 
 # ---- planted faults --------------------------------------------------------------------------------------------------

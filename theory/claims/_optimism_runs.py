@@ -25,16 +25,14 @@ from ...algorithms.xpo import XPO, xpo_loss
 from ...envs.kernels import Array
 from ...envs.preference_games import PreferenceGame
 from ...envs.token_mdp import random_token_mdp
-from ..cells import Cell
+from ._declare import cells_of
 from ._loss_runs import bandit, connected
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def cell(function: str, seed: int, **parameters: Any) -> Cell:
-    """Seeds from 1,000 on: windows, constants and numbers of seeds were chosen on seeds under 100."""
-    return Cell(f"claims._optimism_runs:{function}", parameters, 1000 + seed)
+cell = cells_of(__name__)
 
 
 def drawn(seed: int) -> tuple[Array, PreferenceGame, float, Array, np.random.Generator]:

@@ -25,12 +25,9 @@ from ...envs.preference_games import (
     three_type_nash,
 )
 from ...envs.tournaments import beats, condorcet_winner, cycles, is_preorder, schwartz_set, smith_set
-from ..cells import Cell
+from ._declare import cells_of
 
-
-def cell(function: str, seed: int, **parameters: Any) -> Cell:
-    """Seeds from 1,000 on: sizes, thresholds and numbers of seeds were chosen on seeds under 100."""
-    return Cell(f"claims._structure_runs:{function}", parameters, 1000 + seed)
+cell = cells_of(__name__)
 
 
 # ---- heron: factors in their order of importance --------------------------------------------------------------------

@@ -23,6 +23,7 @@ from ...envs.preference_games import bradley_terry_game, cyclic_game
 from ..cells import Cell
 from ..claim import Claim, Control, Judgement, Outcome, Plan
 from ..statistics import conjunction, judge_identity, judge_inequality, judge_ordering
+from ._declare import cells_of
 from ._loss_runs import bandit, drawn
 
 if TYPE_CHECKING:
@@ -32,9 +33,7 @@ PAPER = "He, Yuan, Gu (arXiv 2410.06293)"
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8)
 
 
-def cell(function: str, seed: int, **parameters: Any) -> Cell:
-    """Seeds from 1,000 on: sizes, windows and numbers of seeds were chosen on seeds under 100."""
-    return Cell(f"claims.apo:{function}", parameters, 1000 + seed)
+cell = cells_of(__name__)
 
 
 # ---- planted faults --------------------------------------------------------------------------------------------------

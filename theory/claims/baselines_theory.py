@@ -19,6 +19,7 @@ from ...envs.kernels import Array
 from ..cells import Cell
 from ..claim import Claim, Control, Judgement, Outcome, Plan
 from ..statistics import all_of, judge_identity, judge_inequality
+from ._declare import cells_of, controls
 
 PAPER = "Zhu, Jiao and Jordan, ICML 2023 (arXiv 2301.11270)"
 BOX = 1.0  # |theta_j| <= 1: differences of rewards are at most 2
@@ -28,9 +29,7 @@ SMALL, LARGE = (20, 50), (50, 200, 500, 2000, 5000)
 PAIRS = np.array([[1.0, -1.0, 0.0], [0.0, -1.0, 1.0]])  # arm 1 with arm 2, arm 3 with arm 2
 
 
-def cell(function: str, seed: int, **parameters: Any) -> Cell:
-    """Seeds from 1,000 on; sizes and constants were chosen on seeds under 100."""
-    return Cell(f"claims.baselines_theory:{function}", parameters, 1000 + seed)
+cell = cells_of(__name__)
 
 
 def rewards(seed: int) -> Array:
@@ -206,15 +205,6 @@ def judge_guarantee(outcomes: Sequence[Outcome]) -> Judgement:
 
 
 # ---- the claims ------------------------------------------------------------------------------------------------------
-
-
-def controls(cells: Any, key: str, **faults: str) -> tuple[Control, ...]:
-    """A control for every value of a cell's parameter `key`: value = what was broken."""
-
-    def of(name: str) -> Any:
-        return lambda plan: cells(plan, **{key: name})
-
-    return tuple(Control(name, text, of(name)) for name, text in faults.items())
 
 
 LOG = "a single comparison of arm 3, with arm 2; all others are of arms 1 and 2"

@@ -30,7 +30,7 @@ from ...algorithms.kl_bayes import divergence
 from ...envs.kernels import Array
 from .. import figures
 from ..cells import Cell
-from ..claim import Claim, Control, Judgement, Outcome, Plan
+from ..claim import Claim, Judgement, Outcome, Plan
 from ..statistics import (
     conjunction,
     judge_identity,
@@ -39,15 +39,14 @@ from ..statistics import (
     judge_rate,
     slope_loglog,
 )
+from ._declare import cells_of, controls
 
 PAPER = "Kwon et al., ICLR 2024 (arXiv 2309.01753)"
 UPPERS = ("preferences", "quadratic")
 SIGMAS = (0.002, 0.004, 0.008, 0.016)
 
 
-def cell(function: str, seed: int, **parameters: Any) -> Cell:
-    """Seeds from 1,000 on: steps, windows and sizes were chosen on seeds under 100."""
-    return Cell(f"claims.bilevel_penalty:{function}", parameters, 1000 + seed)
+cell = cells_of(__name__)
 
 
 def instance(seed: int, upper: str = "preferences") -> tuple[Problem, np.random.Generator]:
@@ -302,15 +301,6 @@ def judge_stages(outcomes: Sequence[Outcome]) -> Judgement:
 
 
 # ---- the claims ------------------------------------------------------------------------------------------------------
-
-
-def controls(cells: Any, **faults: str) -> tuple[Control, ...]:
-    """A control for every fault of a claim's cells: fault = what was broken."""
-
-    def of(name: str) -> Any:
-        return lambda plan: cells(plan, fault=name)
-
-    return tuple(Control(name, text, of(name)) for name, text in faults.items())
 
 
 SMALL = r"$\sigma$ below the value up to which the penalised lower problem is strictly convex (checked)"

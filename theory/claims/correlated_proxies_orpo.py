@@ -34,17 +34,16 @@ from ...algorithms.planning.soft import soft_value_iteration
 from ...envs.kernels import Array
 from ...envs.token_mdp import random_token_mdp
 from ..cells import Cell
-from ..claim import Claim, Control, Judgement, Outcome, Plan
+from ..claim import Claim, Judgement, Outcome, Plan
 from ..statistics import all_of, judge_identity, judge_inequality
+from ._declare import cells_of, controls
 
 PAPER = "Laidlaw, Singhal and Dragan, ICLR 2025 (arXiv 2403.03185)"
 GAMMA = 0.9
 REWARDS = ("random", "worst", "tangent")
 
 
-def cell(function: str, seed: int, **parameters: Any) -> Cell:
-    """Seeds from 1,000 on: tolerances and sizes were chosen on seeds under 100."""
-    return Cell(f"claims.correlated_proxies_orpo:{function}", parameters, 1000 + seed)
+cell = cells_of(__name__)
 
 
 def world(seed: int) -> tuple[Array, Array, Array, Array, np.random.Generator]:
@@ -292,15 +291,6 @@ def judge_safe(outcomes: Sequence[Outcome]) -> Judgement:
 
 
 # ---- the claims ------------------------------------------------------------------------------------------------------
-
-
-def controls(cells: Any, **faults: str) -> tuple[Control, ...]:
-    """A control for every fault of a claim's cells: fault = what was broken."""
-
-    def of(name: str) -> Any:
-        return lambda plan: cells(plan, fault=name)
-
-    return tuple(Control(name, text, of(name)) for name, text in faults.items())
 
 
 CLAIMS = (

@@ -28,6 +28,7 @@ from ...envs.trajectories import Trajectories
 from ..cells import Cell
 from ..claim import Claim, Control, Judgement, Outcome, Plan
 from ..statistics import judge_identity, judge_inequality
+from ._declare import cells_of, controls
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,18 +36,7 @@ if TYPE_CHECKING:
 PAPER = "Hejna et al., ICLR 2024 (arXiv 2310.13639)"
 
 
-def cell(function: str, seed: int, **parameters: Any) -> Cell:
-    """Seeds from 1,000 on: sizes and thresholds were chosen on seeds under 100."""
-    return Cell(f"claims.cpl:{function}", parameters, 1000 + seed)
-
-
-def controls(cells: Any, **faults: str) -> tuple[Control, ...]:
-    """A control for every fault of a claim's cells: fault = what was broken."""
-
-    def of(name: str) -> Any:
-        return lambda plan: cells(plan, fault=name)
-
-    return tuple(Control(name, text, of(name)) for name, text in faults.items())
+cell = cells_of(__name__)
 
 
 def judge_errors(outcomes: Sequence[Outcome]) -> Judgement:

@@ -42,13 +42,12 @@ from ...envs.token_mdp import TokenMDP, random_token_mdp
 from ..cells import Cell
 from ..claim import Claim, Control, Judgement, Outcome, Plan
 from ..statistics import all_of, judge_identity, judge_inequality
+from ._declare import cells_of, controls
 
 PAPER = "Korbak et al., Findings of EMNLP 2022 (arXiv 2205.11275)"
 
 
-def cell(function: str, seed: int, **parameters: Any) -> Cell:
-    """Seeds from 1,000 on: thresholds and sizes were chosen on seeds under 100."""
-    return Cell(f"claims.kl_bayes:{function}", parameters, 1000 + seed)
+cell = cells_of(__name__)
 
 
 def world(seed: int) -> tuple[TokenMDP, np.random.Generator]:
@@ -407,15 +406,6 @@ def adaptive_cells(plan: Plan, **broken: Any) -> list[Cell]:
 
 
 # ---- the claims ------------------------------------------------------------------------------------------------------
-
-
-def controls(cells: Any, **faults: str) -> tuple[Control, ...]:
-    """A control for every fault of a claim's cells: fault = what was broken."""
-
-    def of(name: str) -> Any:
-        return lambda plan: cells(plan, fault=name)
-
-    return tuple(Control(name, text, of(name)) for name, text in faults.items())
 
 
 CLAIMS = (

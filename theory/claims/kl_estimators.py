@@ -20,15 +20,14 @@ from .. import figures
 from ..cells import Cell
 from ..claim import Claim, Control, Judgement, Outcome, Plan
 from ..statistics import all_of, conjunction, judge_identity, judge_rate, slope_loglog
+from ._declare import cells_of
 
 PAPER = "Schulman, Approximating KL Divergence (2020)"
 SIZES = (0.1, 0.05, 0.025, 0.0125)  # of the log-ratio
 NEAR_FORMS = ("k3, response, loss", "k2, token, loss", "k3, token, loss", "k3, token, corrected")
 
 
-def cell(function: str, seed: int, **parameters: Any) -> Cell:
-    """Seeds from 1,000 on: thresholds and sizes were chosen on seeds under 100."""
-    return Cell(f"claims.kl_estimators:{function}", parameters, 1000 + seed)
+cell = cells_of(__name__)
 
 
 def world(seed: int, horizon: int = 3, scale: float = 1.0) -> tuple[PrefixTree, Array, Array]:

@@ -28,6 +28,7 @@ from ...envs.token_mdp import random_token_mdp
 from ..cells import Cell
 from ..claim import Claim, Control, Judgement, Outcome, Plan
 from ..statistics import all_of, judge_identity, judge_inequality
+from ._declare import cells_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,9 +37,7 @@ PAPER = "Ziegler et al. (arXiv 1909.08593)"
 WORLDS = ("table", "tree")
 
 
-def cell(function: str, seed: int, **parameters: Any) -> Cell:
-    """Seeds from 1,000 on: thresholds and sizes were chosen on seeds under 100."""
-    return Cell(f"claims.kl_policy_gradient:{function}", parameters, 1000 + seed)
+cell = cells_of(__name__)
 
 
 def world(seed: int, kind: str) -> tuple[Table, Array, Array, float, np.random.Generator]:

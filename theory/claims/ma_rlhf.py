@@ -34,14 +34,13 @@ from .. import figures
 from ..cells import Cell
 from ..claim import Claim, Control, Judgement, Outcome, Plan
 from ..statistics import all_of, conjunction, judge_identity, judge_ordering
+from ._declare import cells_of, controls
 
 PAPER = "Chai et al., ICLR 2025 (arXiv 2410.02743)"
 WEIGHTINGS: tuple[Weighting, ...] = ("equal", "unit", "position", "first")
 
 
-def cell(function: str, seed: int, **parameters: Any) -> Cell:
-    """Seeds from 1,000 on: sizes, steps and numbers of seeds were chosen on seeds under 100."""
-    return Cell(f"claims.ma_rlhf:{function}", parameters, 1000 + seed)
+cell = cells_of(__name__)
 
 
 def batch(seed: int, B: int = 6, T: int = 15) -> tuple[Array, Array, Array, np.random.Generator]:
@@ -314,15 +313,6 @@ def draw_phrases(outcomes: Sequence[Outcome], judgement: Judgement) -> Any:
 
 
 # ---- the claims ------------------------------------------------------------------------------------------------------
-
-
-def controls(cells: Any, **faults: str) -> tuple[Control, ...]:
-    """A control for every fault of a claim's cells: fault = what was broken."""
-
-    def of(name: str) -> Any:
-        return lambda plan: cells(plan, fault=name)
-
-    return tuple(Control(name, text, of(name)) for name, text in faults.items())
 
 
 CLAIMS = (

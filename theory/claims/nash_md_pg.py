@@ -32,6 +32,7 @@ from .. import figures
 from ..cells import Cell
 from ..claim import Claim, Control, Judgement, Outcome, Plan
 from ..statistics import all_of, judge_identity, judge_inequality, judge_rate, slope_loglog
+from ._declare import cells_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,9 +42,7 @@ OPPONENTS = ("sequence", "token", "ema")
 SHARES = (0.02, 0.04, 0.08, 0.16)
 
 
-def cell(function: str, seed: int, **parameters: Any) -> Cell:
-    """Seeds from 1,000 on: windows, thresholds and numbers of seeds were chosen on seeds under 100."""
-    return Cell(f"claims.nash_md_pg:{function}", parameters, 1000 + seed)
+cell = cells_of(__name__)
 
 
 def tree_game(seed: int, horizon: int) -> tuple[PrefixTree, PreferenceGame, float, np.random.Generator]:

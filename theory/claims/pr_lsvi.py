@@ -26,6 +26,7 @@ from ..statistics import (
     judge_rate,
     slope_loglog,
 )
+from ._declare import cells_of
 
 PAPER = "Wu and Sun, ICLR 2024 (arXiv 2310.14554)"
 WORLDS = ("tabular", "random_linear", "hypercube", "language")
@@ -43,9 +44,7 @@ DELTA = 0.1
 ANTI_CONCENTRATION = NormalDist().cdf(-1)
 
 
-def cell(function: str, seed: int, **parameters: Any) -> Cell:
-    """Seeds from 1,000 on: the windows, thresholds and numbers of seeds below were chosen on seeds under 100."""
-    return Cell(f"claims._pr_lsvi_runs:{function}", parameters, 1000 + seed)
+cell = cells_of(f"{__package__}._pr_lsvi_runs")
 
 
 def by(outcomes: Iterable[Outcome], *names: str) -> dict[tuple[Any, ...], list[Outcome]]:

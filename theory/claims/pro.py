@@ -20,8 +20,9 @@ from ...algorithms.pro import pro_loss, pro_solution, ranking_loss
 from ...envs.kernels import Array, Index
 from ...envs.token_mdp import random_token_mdp
 from ..cells import Cell
-from ..claim import Claim, Control, Judgement, Outcome, Plan
+from ..claim import Claim, Judgement, Outcome, Plan
 from ..statistics import all_of, conjunction, judge_identity, judge_inequality, judge_ordering
+from ._declare import cells_of, controls
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,18 +30,7 @@ if TYPE_CHECKING:
 PAPER = "Song et al., AAAI 2024 (arXiv 2306.17492)"
 
 
-def cell(function: str, seed: int, **parameters: Any) -> Cell:
-    """Seeds from 1,000 on: sizes and step sizes were chosen on seeds under 100."""
-    return Cell(f"claims.pro:{function}", parameters, 1000 + seed)
-
-
-def controls(cells: Any, **faults: str) -> tuple[Control, ...]:
-    """A control for every fault of a claim's cells: fault = what was broken."""
-
-    def of(name: str) -> Any:
-        return lambda plan: cells(plan, fault=name)
-
-    return tuple(Control(name, text, of(name)) for name, text in faults.items())
+cell = cells_of(__name__)
 
 
 def judge_errors(outcomes: Sequence[Outcome]) -> Judgement:

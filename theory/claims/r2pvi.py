@@ -26,6 +26,7 @@ from ...envs.kernels import Array
 from ..cells import Cell
 from ..claim import Claim, Control, Judgement, Outcome, Plan
 from ..statistics import all_of, judge_identity, judge_inequality
+from ._declare import cells_of
 
 PAPER = "Tang, Liu and Xu, ICML 2025 (arXiv 2411.18612)"
 DUALS = {"tv": tv, "kl": kl, "chi2": chi_square}
@@ -33,9 +34,7 @@ DISTANCES = {"tv": total_variation_distance, "kl": kl_divergence, "chi2": chi_sq
 LAMBDAS = (0.03, 0.1, 0.3, 1.0, 3.0)
 
 
-def cell(function: str, seed: int, **parameters: Any) -> Cell:
-    """Seeds from 1,000 on: sizes and tolerances were chosen on seeds under 100."""
-    return Cell(f"claims.r2pvi:{function}", parameters, 1000 + seed)
+cell = cells_of(__name__)
 
 
 def instance(seed: int) -> tuple[Array, Array, np.random.Generator]:

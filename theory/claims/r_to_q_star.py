@@ -34,8 +34,9 @@ from ...envs.token_mdp import TokenMDP, random_token_mdp
 from ..cells import Cell
 from ..claim import Claim, Control, Judgement, Outcome, Plan
 from ..statistics import all_of, judge_identity, judge_inequality
+from ._declare import cells_of, controls
 from ._loss_runs import connected
-from .cpl import controls, episodes
+from .cpl import episodes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,9 +44,7 @@ if TYPE_CHECKING:
 PAPER = "Rafailov et al., COLM 2024 (arXiv 2404.12358)"
 
 
-def cell(function: str, seed: int, **parameters: Any) -> Cell:
-    """Seeds from 1,000 on: sizes were chosen on seeds under 100."""
-    return Cell(f"claims.r_to_q_star:{function}", parameters, 1000 + seed)
+cell = cells_of(__name__)
 
 
 def judge_errors(outcomes: Sequence[Outcome]) -> Judgement:

@@ -17,6 +17,7 @@ from ...envs.preference_games import PreferenceGame
 from ..cells import Cell
 from ..claim import Claim, Control, Judgement, Outcome, Plan
 from ..statistics import all_of, judge_identity
+from ._declare import cells_of
 from ._game_runs import game as random_world
 from ._loss_runs import bandit
 
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
 PAPER = "Choi et al. (arXiv 2406.01660)"
 
 
-def cell(function: str, seed: int, **parameters: Any) -> Cell:
-    """Seeds from 1,000 on: thresholds and numbers of seeds were chosen on seeds under 100."""
-    return Cell(f"claims.srpo:{function}", parameters, 1000 + seed)
+cell = cells_of(__name__)
 
 
 def laws(n: int, m: int, rng: np.random.Generator) -> Array:
