@@ -329,18 +329,17 @@ def pair_candidates(name: str, p: Mapping[str, float]) -> Iterator[Candidate]:
             "the SFT term is multiplied by beta twice",
             imitation=base.imitation * base.scale,
         )
-        averaged_sft = replace(plain)
         yield Candidate(
             "sft_token_mean",
             "the SFT term is averaged over tokens, DPO's part is not: its weight falls with the length",
             "objective",
-            (_sum(averaged_sft, PairRecipe("sft", norm="mean"), base.imitation),),
+            (_sum(plain, PairRecipe("sft", norm="mean"), base.imitation),),
         )
         yield Candidate(
             "sft_batch_tokens",
             "the SFT term is averaged over the tokens of the batch, DPO's part is not",
             "fault",
-            (_sum(averaged_sft, PairRecipe("sft", norm="batch"), base.imitation),),
+            (_sum(plain, PairRecipe("sft", norm="batch"), base.imitation),),
         )
         yield Candidate("sft_weight", "DPO plus SFT with another weight", "fault", (plain, sft))
     if base.calibration:
