@@ -173,18 +173,34 @@ class TokenPolicy:
         return self.token_log_probabilities(prompts, completions, side)[0].sum(1)
 
     def sample(
-        self, prompts: Sequence[Tokens], horizon: int, generator: Generator, cached: bool | None = None
+        self,
+        prompts: Sequence[Tokens],
+        horizon: int,
+        generator: Generator | None = None,
+        cached: bool | None = None,
+        *,
+        uniforms: Tensor | None = None,
     ) -> Samples:
         """One completion a prompt, of at most `horizon` tokens, from the policy's law; without gradients.
 
-        cached  keep keys and values instead of reading the whole text again at each token; None = where the model can
+        cached    keep keys and values instead of reading the whole text again at each token; None = where the model can
+        uniforms  (n, horizon) float64 in [0, 1), in place of the generator: each prompt's own randomness, so that a
+                  prompt is answered alike in whatever batch, and on whatever process, it is drawn
         """
         import torch
 
         self.check(prompts, horizon=horizon)
-        u = torch.rand(
-            len(prompts), horizon, dtype=torch.float64, generator=generator, device=generator.device
-        )
+        if (generator is None) == (uniforms is None):
+            raise ValueError("give either a generator or uniforms: what the completions are drawn from")
+        if generator is not None:
+            u = torch.rand(
+                len(prompts), horizon, dtype=torch.float64, generator=generator, device=generator.device
+            )
+        else:
+            assert uniforms is not None
+            u = uniforms
+            if u.shape != (len(prompts), horizon):
+                raise ValueError(f"uniforms are {tuple(u.shape)}; expected ({len(prompts)}, {horizon})")
         u = u.to(self.device)
         tokens, scores = [], []
         with torch.no_grad():

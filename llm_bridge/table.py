@@ -56,9 +56,28 @@ class TableModel:
         return self.table.prompts
 
 
-def table_policy(table: PrefixTree, theta: Tensor, **options: Any) -> TransformerPolicy:
-    """The table as a policy of texts; `options` are those of `TransformerPolicy`."""
+def table_policy(
+    table: PrefixTree, theta: Tensor, *, trainable: bool = False, **options: Any
+) -> TransformerPolicy:
+    """The table as a policy of texts; `options` are those of `TransformerPolicy`.
+
+    trainable  theta becomes the parameter of a torch module, `policy.model.theta`, a copy of the given one
+    """
     k = table.tree.branching
-    return TransformerPolicy(
-        TableModel(table, theta), end_ids=[k], pad_id=k, vocabulary=k + 1 + table.prompts, **options
-    )
+    model = table_module(table, theta) if trainable else TableModel(table, theta)
+    return TransformerPolicy(model, end_ids=[k], pad_id=k, vocabulary=k + 1 + table.prompts, **options)
+
+
+def table_module(table: PrefixTree, theta: Tensor) -> Any:
+    """A `TableModel` whose theta is the parameter of a torch module, for what trains modules."""
+    from torch import nn
+
+    class TableModule(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.theta = nn.Parameter(theta.detach().clone())
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+            return TableModel(table, self.theta)(input_ids, attention_mask, position_ids)
+
+    return TableModule()

@@ -606,3 +606,18 @@ def test_a_saved_model_comes_back(tmp_path):
         atol=1e-10,
         rtol=0,
     )
+
+
+def test_uniforms_stand_in_for_the_generator_row_by_row():
+    u = torch.rand(3, H, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    drawn = TINY.sample(PROMPTS, H, torch.Generator().manual_seed(5)).completions
+    assert TINY.sample(PROMPTS, H, uniforms=u).completions == drawn
+    one_by_one = [TINY.sample([x], H, uniforms=u[[i]]).completions[0] for i, x in enumerate(PROMPTS)]
+    assert one_by_one == drawn
+    assert (
+        TINY.sample(PROMPTS, H, uniforms=u.flip(0)).completions != drawn
+    )  # control: other rows, other draws
+    with pytest.raises(ValueError, match="either a generator or uniforms"):
+        TINY.sample(PROMPTS, H)
+    with pytest.raises(ValueError, match=r"uniforms are \(3, 2\); expected \(3, 3\)"):
+        TINY.sample(PROMPTS, H, uniforms=u[:, :2])

@@ -148,3 +148,13 @@ def test_one_loss_three_policies_one_optimum(table):
     reached = table.log_probabilities(best.theta).numpy()
     assert np.abs(reached - np.concatenate(solution)).max() < 1e-5
     assert np.abs(reference.numpy() - np.concatenate(solution)).max() > 0.3
+
+
+def test_a_trainable_table_is_the_same_policy_with_a_parameter():
+    prompts, completions = leaves()
+    fixed, trainable = table_policy(TREE, THETA), table_policy(TREE, THETA, trainable=True)
+    scores = trainable.log_probabilities(prompts, completions)
+    torch.testing.assert_close(scores, fixed.log_probabilities(prompts, completions), atol=0, rtol=0)
+    scores[0].backward()
+    assert trainable.model.theta.grad.abs().max() > 0
+    assert trainable.model.theta.data_ptr() != THETA.data_ptr()
