@@ -609,15 +609,16 @@ def test_a_saved_model_comes_back(tmp_path):
 
 
 def test_uniforms_stand_in_for_the_generator_row_by_row():
-    u = torch.rand(3, H, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    drawn = TINY.sample(PROMPTS, H, torch.Generator().manual_seed(5)).completions
-    assert TINY.sample(PROMPTS, H, uniforms=u).completions == drawn
-    one_by_one = [TINY.sample([x], H, uniforms=u[[i]]).completions[0] for i, x in enumerate(PROMPTS)]
+    prompts = PROMPTS * 4
+    u = torch.rand(12, H, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    drawn = TINY.sample(prompts, H, torch.Generator().manual_seed(5)).completions
+    assert TINY.sample(prompts, H, uniforms=u).completions == drawn
+    one_by_one = [TINY.sample([x], H, uniforms=u[[i]]).completions[0] for i, x in enumerate(prompts)]
     assert one_by_one == drawn
     assert (
-        TINY.sample(PROMPTS, H, uniforms=u.flip(0)).completions != drawn
+        TINY.sample(prompts, H, uniforms=u.roll(3, 0)).completions != drawn
     )  # control: other rows, other draws
     with pytest.raises(ValueError, match="either a generator or uniforms"):
-        TINY.sample(PROMPTS, H)
-    with pytest.raises(ValueError, match=r"uniforms are \(3, 2\); expected \(3, 3\)"):
-        TINY.sample(PROMPTS, H, uniforms=u[:, :2])
+        TINY.sample(prompts, H)
+    with pytest.raises(ValueError, match=r"uniforms are \(12, 2\); expected \(12, 3\)"):
+        TINY.sample(prompts, H, uniforms=u[:, :2])
