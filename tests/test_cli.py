@@ -13,7 +13,7 @@ from preflab.theory.store import FILE, SCHEMA, Store
 from typer.testing import CliRunner
 
 import preflab
-from preflab import cli
+from preflab import cli, terminal
 
 ROOT = Path(preflab.__file__).resolve().parents[2]
 
@@ -238,8 +238,8 @@ def test_the_bar_of_a_terminal_shows_done_and_left(monkeypatch):
     from rich.console import Console
 
     console = Console(force_terminal=True, width=120, record=True, highlight=False)
-    monkeypatch.setattr(cli, "_console", lambda stderr=False: console)
-    with cli._progress("cells") as advance:
+    monkeypatch.setattr(terminal, "make_console", lambda stderr=False: console)
+    with terminal.progress_bar("cells") as advance:
         advance(0, 7, None)
         advance(3, 7, None)
     text = console.export_text()
@@ -249,7 +249,7 @@ def test_the_bar_of_a_terminal_shows_done_and_left(monkeypatch):
 
 def test_tables_are_wide_where_no_terminal_says_how_wide(monkeypatch):
     monkeypatch.delenv("COLUMNS")
-    assert cli._console().width == 140
+    assert terminal.make_console().width == 140
 
 
 # ---- run -----------------------------------------------------------------------------------------------------------

@@ -7,10 +7,7 @@ Numerical libraries are imported inside the commands, so that help and version a
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,12 +17,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from . import __version__
+from .terminal import FAILED, OK, make_console, progress_bar, reported, single_threaded
+from .terminal import INTERRUPTED as INTERRUPTED
+from .terminal import USAGE as USAGE
 
 if TYPE_CHECKING:
     from .theory.claim import Plan
     from .theory.runner import ClaimResult
-
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 app = typer.Typer(
     name="preflab",
@@ -49,79 +47,6 @@ class Topic(StrEnum):
 class Backend(StrEnum):
     local = "local"
     ray = "ray"
-
-
-def _console(stderr: bool = False) -> Console:
-    """A console that, where no terminal says how wide it is, does not fold tables at 80 columns."""
-    console = Console(stderr=stderr, highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = 140
-    return console
-
-
-@contextmanager
-def _reported(resume: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Errors that the user can mend end in one sentence and exit code 2; Ctrl-C says how to go on."""
-    from .theory.store import StoreError
-
-    try:
-        yield
-    except (ValueError, StoreError, OSError) as error:
-        _console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(USAGE) from None
-    except KeyboardInterrupt:
-        _console(stderr=True).print(f"\n[bold]interrupted.[/] {escape(resume())}", soft_wrap=True)
-        raise typer.Exit(INTERRUPTED) from None
-
-
-def _single_threaded() -> None:
-    """One thread a process, before numpy is imported: the cells fill the cores, and bits do not depend on threads."""
-    for library in ("OMP", "OPENBLAS", "MKL", "NUMBA"):
-        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[..., None]]:
-    """A bar on the terminal: done, left, time; without a terminal a line at each tenth."""
-    console = _console(stderr=True)
-    if not console.is_terminal:
-        tenths = {-1}
-
-        def line(done: int, total: int, *_: Any) -> None:
-            tenth = 10 * done // max(total, 1)
-            if tenth > max(tenths):
-                tenths.add(tenth)
-                console.print(f"{what}: {done} of {total} done, {total - done} left")
-
-        yield line
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    parts = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[left]} left,"),
-        TimeElapsedColumn(),
-        TextColumn("gone,"),
-        TimeRemainingColumn(),
-        TextColumn("to go"),
-    )
-    with Progress(*parts, console=console, speed_estimate_period=600) as bar:
-        task = bar.add_task(what, total=None, left="")
-
-        def advance(done: int, total: int, *_: Any) -> None:
-            bar.update(task, completed=done, total=total, left=total - done)
-
-        yield advance
 
 
 def _version(asked: bool) -> None:
@@ -148,12 +73,12 @@ def list_(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the claims, worlds (envs), algorithms and losses that there are."""
-    _single_threaded()
+    single_threaded()
     from .theory import registry
     from .theory.report import to_json
 
     data: dict[str, Any] = {}
-    with _reported():
+    with reported():
         if topic in (None, Topic.claims):
             data["claims"] = [
                 {
@@ -197,7 +122,7 @@ def list_(
 def _print_lists(data: dict[str, Any]) -> None:
     from rich.table import Table
 
-    console = _console()
+    console = make_console()
     headings = {
         "claims": ("Claims, for: preflab verify CLAIM", ("claim", "kind", "title", "controls")),
         "envs": ("Worlds, for: gymnasium.make(ENV) and preflab run ALGORITHM ENV", ("env",)),
@@ -258,13 +183,13 @@ def verify(
 
     Finished cells stay in the --out folder: a stopped run goes on where it stood, several processes may share it.
     """
-    _single_threaded()
+    single_threaded()
     from .theory import registry, runner
     from .theory.cells import code_fingerprint
     from .theory.claim import Plan
     from .theory.store import Store
 
-    with _reported(lambda: f"Finished cells are kept in {out}; the same command goes on from there."):
+    with reported(lambda: f"Finished cells are kept in {out}; the same command goes on from there."):
         chosen = registry.select_claims(claims or [])
         if not chosen:
             raise ValueError("there are no claims to verify")
@@ -278,8 +203,8 @@ def verify(
             words = f"{len(chosen)} claims, {len(cells)} cells" + (
                 f", {kept} of them finished before" if kept else ""
             )
-            _console(stderr=True).print(f"{words} -> {escape(str(out))}", soft_wrap=True)
-            with _progress("cells") as progress:
+            make_console(stderr=True).print(f"{words} -> {escape(str(out))}", soft_wrap=True)
+            with progress_bar("cells") as progress:
                 results = runner.run_claims(
                     chosen, plan, store, jobs=jobs, backend=backend.value, progress=progress
                 )
@@ -295,13 +220,13 @@ def report(
     ] = None,
 ) -> None:
     """Judge again and rewrite the report from what a folder holds, also of an unfinished run. Computes no cell."""
-    _single_threaded()
+    single_threaded()
     from .theory import registry, runner
     from .theory.cells import code_fingerprint
     from .theory.claim import Plan
     from .theory.store import Store
 
-    with _reported():
+    with reported():
         _check_json_target(json_file)
         with Store.open(folder, create=False) as store:
             request = store.noted("request")
@@ -337,7 +262,7 @@ def _conclude(results: list[ClaimResult], plan: Plan, folder: Path, json_file: s
         print(to_json(as_data(results, plan)), end="")
     elif json_file is not None:
         write_text(Path(json_file), to_json(as_data(results, plan)))
-    console = _console(stderr=json_file == "-")
+    console = make_console(stderr=json_file == "-")
     _print_verdicts(console, results)
     console.print(escape(summary(results)), style="bold", soft_wrap=True)
     console.print(f"Report: {escape(str(page))}", soft_wrap=True)
@@ -403,7 +328,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print the totals as JSON.")] = False,
 ) -> None:
     """Run one algorithm in one world, answered by a Bradley-Terry annotator, with exact regret."""
-    _single_threaded()
+    single_threaded()
     from .theory import registry, single_run
     from .theory.report import finite, to_json
     from .theory.store import check_writable
@@ -413,7 +338,7 @@ def run(
         if out
         else "Nothing was kept."
     )
-    with _reported(lambda: again):
+    with reported(lambda: again):
         known = registry.load_algorithms()
         spec = known[registry.find("algorithm", algorithm, known)]
         world = registry.find("env", env, registry.world_names())
@@ -422,14 +347,14 @@ def run(
             check_writable(out)
         asked, state, had = single_run.start_run(spec, world, given, seed, out)
         if had:
-            _console(stderr=True).print(f"going on from episode {had}")
-        with _progress("episodes") as progress:
+            make_console(stderr=True).print(f"going on from episode {had}")
+        with progress_bar("episodes") as progress:
             single_run.advance(state, episodes, out, progress)
         totals = single_run.summarise(state) if out is None else single_run.write_run(asked, state, out)
     if as_json:
         print(to_json(finite(totals)), end="")
         return
-    console = _console()
+    console = make_console()
     for name, value in totals.items():
         console.print(f"{name.replace('_', ' ')}: {value:.6g}")
     if out is not None:
@@ -473,10 +398,10 @@ def conform(
 
     Exit code: 0 when it conforms, 1 when not, 2 on wrong usage. A failed check names the likely cause.
     """
-    _single_threaded()
+    single_threaded()
     from .theory.report import to_json
 
-    with _reported():
+    with reported():
         from .llm_bridge.conformance import trainers
 
         if listing:
@@ -489,7 +414,7 @@ def conform(
     if as_json:
         print(to_json(report.as_data()), end="")
     else:
-        _console().print(escape(str(report)), soft_wrap=True)
+        make_console().print(escape(str(report)), soft_wrap=True)
     raise typer.Exit(OK if report.ok else FAILED)
 
 
@@ -516,7 +441,7 @@ def _print_trainers(as_json: bool) -> None:
         return
     from rich.table import Table
 
-    console = _console()
+    console = make_console()
     table = Table("against", "title", "fed with", "parameters")
     for name, row in targets.items():
         given = ", ".join(f"{key}={value:g}" for key, value in TARGETS[name].defaults.items())
