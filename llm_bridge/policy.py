@@ -77,14 +77,15 @@ def encode(
     if side not in ("left", "right"):
         raise ValueError(f"side is {side!r}; padding is on the 'left' or on the 'right'")
     rows = [[*x, *y] for x, y in zip(prompts, completions, strict=True)]
-    length = max(len(row) for row in rows)
-    ids = torch.full((len(rows), length), pad_id, dtype=torch.long)
-    mask, scored = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
-    for i, (row, x) in enumerate(zip(rows, prompts, strict=True)):
-        first = 0 if side == "right" else length - len(row)
-        ids[i, first : first + len(row)] = torch.tensor([int(token) for token in row])
-        mask[i, first : first + len(row)] = 1
-        scored[i, first + len(x) : first + len(row)] = True
+    lengths = np.array([len(row) for row in rows])
+    before = np.array([len(x) for x in prompts])
+    first = np.zeros_like(lengths) if side == "right" else lengths.max() - lengths
+    places = np.arange(lengths.max())[None, :] - first[:, None]  # of a row's tokens: 0, 1, ...
+    real = (places >= 0) & (places < lengths[:, None])
+    table = np.full(real.shape, pad_id, dtype=np.int64)
+    table[real] = [int(token) for row in rows for token in row]
+    ids, mask = torch.from_numpy(table), torch.from_numpy(real.astype(np.int64))
+    scored = torch.from_numpy(real & (places >= before[:, None]))
     ids, mask, scored = ids.to(device), mask.to(device), scored.to(device)
     return Batch(ids, mask, positions_of(mask), scored)
 
@@ -263,17 +264,24 @@ class TokenPolicy:
                 raise ValueError(f"horizon is {horizon}; a completion has at least one token")
         elif len(completions) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts and {len(completions)} completions: give one for each")
+        self._check_texts(prompts, "prompt", "the model needs a token to start from, such as its first one")
+        if completions is not None:
+            self._check_texts(completions, "completion", "a response has at least its end token")
+        if self.context is None:
+            return
         for i, x in enumerate(prompts):
-            self._check_text(x, f"prompt {i}", "the model needs a token to start from, such as its first one")
-            more, what = horizon, f"horizon {horizon}"
-            if completions is not None:
-                more, what = len(completions[i]), f"completion {len(completions[i])}"
-                self._check_text(completions[i], f"completion {i}", "a response has at least its end token")
-            if self.context is not None and len(x) + more > self.context:
+            more = horizon if completions is None else len(completions[i])
+            if len(x) + more > self.context:
+                what = f"horizon {horizon}" if completions is None else f"completion {more}"
                 raise ValueError(
                     f"prompt {i} has {len(x)} tokens and its {what}; together they exceed the model's context of "
                     f"{self.context}: shorten the prompt"
                 )
+
+    def _check_texts(self, texts: Sequence[Tokens], what: str, why: str) -> None:
+        if not _all_known(texts, self.vocabulary):  # then find the first that is wrong
+            for i, tokens in enumerate(texts):
+                self._check_text(tokens, f"{what} {i}", why)
 
     def _check_text(self, tokens: Tokens, what: str, why: str) -> None:
         ids = np.asarray(tokens)
@@ -286,6 +294,21 @@ class TokenPolicy:
             at = int(bad.argmax())
             known = "0 or more" if self.vocabulary is None else f"0 to {self.vocabulary - 1}"
             raise ValueError(f"{what}, token {at} is {ids[at]}; the model's token ids are {known}")
+
+
+def _all_known(texts: Sequence[Tokens], vocabulary: int | None) -> bool:
+    """All texts at once: none is empty, all tokens are whole numbers from 0 to vocabulary - 1."""
+    try:
+        tokens = np.array([token for text in texts for token in text])
+    except (TypeError, ValueError):  # numbers in place of texts, or texts of texts
+        return False
+    if (
+        tokens.ndim != 1
+        or not np.issubdtype(tokens.dtype, np.integer)
+        or not all(len(text) for text in texts)
+    ):
+        return False
+    return bool(tokens.min() >= 0 and (vocabulary is None or tokens.max() < vocabulary))
 
 
 def inverse_cdf(laws: Tensor, u: Tensor) -> Tensor:
