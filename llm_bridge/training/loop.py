@@ -114,6 +114,7 @@ def train(
     finally:
         for tracker in setup.accelerator.trackers:
             tracker.finish()
+        setup.accelerator.unwrap_model(setup.trained.model, keep_fp32_wrapper=False)
     return TrainResult(policy, setup.reference, metrics, progress.step, path, progress.average)
 
 

@@ -22,12 +22,12 @@ class TrainSettings:
     batch           rows (comparisons, or single responses) a step, over all processes
     micro_batch     rows in one backward pass of one process; None = batch. It changes memory, not the gradient
     round_batches   iterative methods: batches of rows collected in a round
-    epochs          iterative methods: passes over a round's rows, and those of earlier rounds where the method keeps them
+    epochs          iterative methods: passes over a round's rows, and earlier rounds' where the method keeps them
     group           responses (or comparisons) drawn for each prompt of a round, one after another
     horizon         largest number of tokens of a completion
     labels          of comparisons: "draw" from the judge's P(first > second), as in the papers; "soft", P itself, the
-                    mean of the draws; "argmax", the likelier side with certainty, which is another objective; None = the
-                    method's own
+                    mean of the draws; "argmax", the likelier side with certainty, which is another objective;
+                    None = the method's own
     baseline        methods of rewards: "others", the mean reward of the other rows of the prompt's group (of the round
                     where group = 1) is subtracted, which leaves the expected gradient as it is; "none"
     optimiser       "adamw" or "sgd", with learning_rate; weight_decay, adam_betas, adam_epsilon

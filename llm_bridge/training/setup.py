@@ -121,7 +121,14 @@ def make_setup(
 
 def make_accelerator(settings: TrainSettings, folder: Path | None) -> Any:
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
+    made = AcceleratorState._shared_state.get("_mixed_precision")
+    if made is not None and made != settings.mixed_precision:
+        raise ValueError(
+            f"accelerate already runs with mixed_precision {made!r} in this process and keeps to it; the settings have "
+            f"{settings.mixed_precision!r}: use a process for each, or give train an accelerator"
+        )
     log_with = settings.log_with
     if log_with == "auto":
         log_with = "tensorboard" if importlib.util.find_spec("tensorboard") else None
