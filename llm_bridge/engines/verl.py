@@ -73,7 +73,9 @@ def leave_one_out_advantage(token_level_rewards: Tensor, response_mask: Tensor, 
 
     mask = response_mask.bool()
     R = total(token_level_rewards, mask)
-    number = torch.as_tensor(np.unique(np.asarray(index), return_inverse=True)[1], device=R.device).reshape(-1)
+    number = torch.as_tensor(np.unique(np.asarray(index), return_inverse=True)[1], device=R.device).reshape(
+        -1
+    )
     size = torch.bincount(number)
     if (size == 1).any():
         alone = np.asarray(index)[int((size[number] == 1).int().argmax())]
@@ -139,7 +141,9 @@ def adv_leave_one_out(
     token_level_rewards: Tensor, response_mask: Tensor, index: Any = None, **_: Any
 ) -> tuple[Tensor, Tensor]:
     if index is None:
-        raise ValueError("leave-one-out needs to know which responses answer one prompt: verl's batch has no uid")
+        raise ValueError(
+            "leave-one-out needs to know which responses answer one prompt: verl's batch has no uid"
+        )
     A = leave_one_out_advantage(token_level_rewards, response_mask, index)
     return A, A
 
@@ -172,7 +176,9 @@ def policy_losses(sppo_eta: float = 1.0) -> dict[str, Callable[..., Gradient]]:
     ) -> Gradient:
         weight = _prepared("preflab_gradient", response_mask, loss_agg_mode, config)
         A = advantages if rollout_is_weights is None else advantages * rollout_is_weights
-        return gradient_loss(log_prob, A, response_mask, weight), _moved(old_log_prob, log_prob, response_mask)
+        return gradient_loss(log_prob, A, response_mask, weight), _moved(
+            old_log_prob, log_prob, response_mask
+        )
 
     def importance(
         old_log_prob: Tensor,
@@ -199,7 +205,9 @@ def policy_losses(sppo_eta: float = 1.0) -> dict[str, Callable[..., Gradient]]:
     ) -> Gradient:
         weight = _prepared("preflab_sppo", response_mask, loss_agg_mode, config)
         if rollout_is_weights is not None:
-            raise ValueError("preflab_sppo is a regression and takes no rollout_is_weights: turn rollout_is off")
+            raise ValueError(
+                "preflab_sppo is a regression and takes no rollout_is_weights: turn rollout_is off"
+            )
         mask = response_mask.bool()
         wins = advantages.gather(1, mask.int().argmax(1, keepdim=True))[:, 0]
         loss = sppo_loss(total(log_prob, mask), total(old_log_prob, mask), wins, weight, eta=eta)
