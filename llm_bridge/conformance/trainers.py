@@ -89,7 +89,7 @@ def find_trainer(
             smoothing = 1e-3  # TRL refuses 0; this is its recommendation
         return Trainer(name, trl_dpo(kind, beta, smoothing), target, made)
     target = against or "dpo"
-    return Trainer(name, _imported(head, tail), target, TARGETS[target].checked(given))
+    return Trainer(name, imported(head, tail), target, TARGETS[target].checked(given))
 
 
 def run_trainer(trainer: Trainer, tolerance: float | None = None, seed: int = 0) -> Report:
@@ -104,7 +104,8 @@ def run_trainer(trainer: Trainer, tolerance: float | None = None, seed: int = 0)
     )
 
 
-def _imported(module: str, function: str) -> TrainerLoss:
+def imported(module: str, function: str, signature: str = "(batch) -> loss") -> Any:
+    """A function by name, also of a module in the current folder; ValueError where there is none."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -115,9 +116,9 @@ def _imported(module: str, function: str) -> TrainerLoss:
     if not callable(loss):
         what = "has no" if loss is None else "holds no callable"
         raise ValueError(
-            f"module {module!r} {what} {function!r}; give MODULE:FUNCTION with FUNCTION(batch) -> loss"
+            f"module {module!r} {what} {function!r}; give MODULE:FUNCTION with FUNCTION{signature}"
         )
-    return loss  # type: ignore[no-any-return]
+    return loss
 
 
 def _hint(name: str, known: object) -> str:
