@@ -109,13 +109,14 @@ def gradient(setup: Setup, rows: Rows, weight: Array | None = None, place: str =
         losses.append(loss.detach())
         seen.append((piece, columns.policy.detach()))
     total = accelerator.reduce(torch.stack(losses).sum(), reduction="sum")
-    longest = setup.settings.max_grad_norm
-    norm = accelerator.clip_grad_norm_(
-        list(setup.weights.values()), float("inf") if longest is None else longest
-    )
+    gradients = [p.grad for p in setup.weights.values() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
     found = Gradient(float(total), float(norm))
     if not np.isfinite([found.loss, found.norm]).all():
         raise TrainingStopped(f"{place}: {_what(setup, found, seen)}")
+    longest = setup.settings.max_grad_norm
+    if longest is not None:
+        torch.nn.utils.clip_grads_with_norm_(setup.weights.values(), longest, norm)
     return found
 
 
