@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from .batch import TrainerLoss
 from .conform import TOLERANCE, conform
