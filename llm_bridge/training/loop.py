@@ -299,7 +299,7 @@ def _next_round(setup: Setup, progress: Progress, folder: Path | None) -> dict[s
     try:
         fresh = collect(setup, number, progress.average)
     except ValueError as error:
-        raise type(error)(f"round {number}, while it was collected: {error}") from error
+        raise ValueError(f"round {number}, while it was collected: {error}") from error
     kept = progress.rows if setup.method.keep else None
     if folder is not None and setup.method.asks == "preferences" and setup.accelerator.is_main_process:
         run_folder.write_round(folder, number, fresh.rows)
