@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from . import __version__
+from .bridge_cli import bridge, report_run
 from .terminal import FAILED, OK, make_console, progress_bar, reported, single_threaded
 from .terminal import INTERRUPTED as INTERRUPTED
 from .terminal import USAGE as USAGE
@@ -35,6 +36,9 @@ app = typer.Typer(
     help="Run the theorems of RLHF: verify papers' claims against exact worlds, with controls that must be caught.",
     epilog="Start with: preflab list   then: preflab verify --quick",
 )
+
+
+app.add_typer(bridge)
 
 
 class Topic(StrEnum):
@@ -211,16 +215,21 @@ def verify(
         _conclude(results, plan, out, json_file)
 
 
-@app.command(epilog="Example: preflab report reports/verify")
+@app.command(epilog="Examples: preflab report reports/verify   ·   preflab report runs/first")
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The --out folder of a verify.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The --out folder of a verify, or of a bridge train.")
+    ],
     json_file: Annotated[
         str | None,
         typer.Option("--json", metavar="FILE", help="Write the verdicts as JSON too; - = standard output."),
     ] = None,
 ) -> None:
-    """Judge again and rewrite the report from what a folder holds, also of an unfinished run. Computes no cell."""
+    """Rewrite the report from what a folder holds, also of an unfinished run. Judges claims again; computes no cell."""
     single_threaded()
+    if (folder / "run.json").is_file():
+        report_run(folder, json_file)
+        return
     from .theory import registry, runner
     from .theory.cells import code_fingerprint
     from .theory.claim import Plan
