@@ -1,0 +1,249 @@
+r"""Does it pay to choose which pairs are labelled? Win rate against labels, at equal budgets, on pools.
+
+    python -m preflab.llm_bridge.active.experiment pool --seeds 40 --figure active_pool.png
+    python -m preflab.llm_bridge.active.experiment lattice --seeds 20 --figure active_lattice.png
+
+All arms see as many prompts, write as many pairs, and buy as many labels: of the `batch` pairs of a round `buy`. Runs of
+one seed share the annotator's stream, so that arms are compared seed by seed. What is reported, after every round, is
+the policy of the point estimate, and its figures are exact sums over the pool.
+
+    disagreement   PR-LSVI: a posterior draw against the previous round's, pairs by the posterior's disagreement
+    ensemble       the same with ten epistemic heads in place of the posterior: draws, and the variance over heads
+    uniform        PR-LSVI's pairs, bought at random
+    double         two posterior draws of one round, pairs by disagreement
+    passive        two responses of the reference, bought at random
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...envs.comparisons import replace_file
+from ...envs.kernels import Array
+from ...envs.language_world import load_language_world
+from ...theory.figures import COLOURS, MARKERS, STYLE, canvas, mean_and_error
+from .beliefs import reward_settings
+from .learner import ActiveLearner, ActiveSettings, PoolAnnotator
+from .pool import HELD_OUT, TRAINING, Pool, linear_fit, load_pool
+
+MEASURES = ("win rate", "held out", "suboptimality", "regret")
+
+
+def prior_settings(pool: Pool, spread: float = 1.0, sigma_r: float = 2.0) -> ActiveSettings:
+    """Settings from a prior instead of from constants: theta ~ N(0, tau^2 I) such that a reward <phi, theta> has the
+    standard deviation `spread` within a prompt, under the reference. No label is needed for it.
+
+    With sigma_r = 2 the sampling covariance sigma_r^2 Sigma_r^{-1} is Laplace's at theta = 0, where Phi' = 1/4. The
+    estimate is the MAP one; the ball is so wide (4 tau sqrt(d)) that it only guards.
+    """
+    assert pool.law is not None
+    w = pool.law[pool.prompt] * pool.reference
+    mean = np.zeros((pool.prompts, pool.dimension))
+    np.add.at(mean, pool.prompt, pool.reference[:, None] * pool.phi)
+    variance = float(w @ ((pool.phi - mean[pool.prompt]) ** 2).sum(axis=1))
+    tau = spread / variance**0.5
+    inner = reward_settings(
+        pool.dimension,
+        eps=0.0,
+        sigma_r=sigma_r,
+        lam=sigma_r**2 / tau**2,
+        B=4 * tau * pool.dimension**0.5,
+    )
+    return ActiveSettings(inner, ridge=tau**-2)
+
+
+def arms(settings: ActiveSettings, batch: int = 16, buy: int = 4, heads: int = 10) -> dict[str, ActiveSettings]:
+    """The five arms of the module's text."""
+    chosen = replace(settings, batch=batch, buy=buy)
+    by_coin = replace(chosen, settings=replace(settings.settings, query_rate=buy / batch))
+    return {
+        "disagreement": chosen,
+        "ensemble": replace(chosen, heads=heads),
+        "uniform": by_coin,
+        "double": replace(chosen, comparator="draw"),
+        "passive": replace(by_coin, player="reference", comparator="reference"),
+    }
+
+
+def run(
+    pool: Pool, settings: ActiveSettings, seed: int, rounds: int, held_out: Pool | None = None
+) -> dict[str, Array]:
+    """One run: after each round, `labels` and the MEASURES, each (rounds,). The regret is per prompt, cumulative."""
+    annotator = PoolAnnotator(pool, np.random.SeedSequence([seed, 2]))
+    learner = ActiveLearner(pool, annotator, settings, seed)
+    found: dict[str, list[float]] = {name: [] for name in ("win rate", "held out", "suboptimality")}
+    for _ in range(rounds):
+        answer = learner.advance(1).answer
+        found["win rate"].append(pool.win_rate(answer))
+        found["suboptimality"].append(pool.optimal_value - pool.value(answer))
+        if held_out is not None:
+            theirs = held_out.phi @ learner.belief.theta
+            policy = held_out.gibbs(theirs, settings.beta) if settings.beta else held_out.greedy(theirs)
+            found["held out"].append(held_out.win_rate(policy))
+    records = learner.records
+    curves = {name: np.array(values) for name, values in found.items() if values}
+    return curves | {"labels": records["labels"].astype(float), "regret": np.cumsum(records["regret"])}
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """curves[arm][measure]: (seeds, rounds); limits[measure]: what the best policy would have."""
+
+    curves: Mapping[str, Mapping[str, Array]]
+    limits: Mapping[str, float]
+
+    def at(self, arm: str, measure: str, labels: int) -> Array:
+        """(seeds,) the measure when a run first had that many labels."""
+        bought = self.curves[arm]["labels"]
+        if (bought[:, -1] < labels).any():
+            raise ValueError(f"a run of {arm!r} ends with {int(bought[:, -1].min())} labels, fewer than {labels}")
+        at = (bought >= labels).argmax(axis=1)
+        return self.curves[arm][measure][np.arange(len(at)), at]
+
+    def difference(self, arm: str, other: str, measure: str, labels: int) -> tuple[float, float]:
+        """The mean over seeds of arm - other, paired by seed, and the half-width of its 95 % interval."""
+        mean, error = mean_and_error(
+            (self.at(arm, measure, labels) - self.at(other, measure, labels))[:, None]
+        )
+        return float(mean[0]), float(error[0])
+
+
+def compare(
+    pool: Pool,
+    settings: Mapping[str, ActiveSettings],
+    seeds: Sequence[int],
+    rounds: int,
+    held_out: Pool | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Comparison:
+    """All arms on all seeds."""
+    curves = {}
+    for arm, given in settings.items():
+        runs = [run(pool, given, seed, rounds, held_out) for seed in seeds]
+        curves[arm] = {name: np.stack([r[name] for r in runs]) for name in runs[0]}
+        if progress is not None:
+            progress(arm)
+    best = {"win rate": pool.win_rate(pool.greedy(pool.reward)), "suboptimality": 0.0}
+    if held_out is not None:
+        best["held out"] = held_out.win_rate(held_out.greedy(held_out.reward))
+    return Comparison(curves, best)
+
+
+def table(found: Comparison, measure: str, budgets: Sequence[int], against: str = "uniform") -> str:
+    """Markdown: an arm a line, mean and 95 % half-width at each budget, and the paired difference to `against`."""
+    lines = [["labels", *(str(n) for n in budgets)], ["---"] * (len(budgets) + 1)]
+    for arm in found.curves:
+        row = [arm]
+        for n in budgets:
+            mean, error = mean_and_error(found.at(arm, measure, n)[:, None])
+            row.append(f"{mean[0]:.3f} ± {error[0]:.3f}")
+        lines.append(row)
+    for arm in found.curves:
+        if arm != against:
+            pairs = (found.difference(arm, against, measure, n) for n in budgets)
+            lines.append([f"{arm} - {against}", *(f"{mean:+.3f} ± {error:.3f}" for mean, error in pairs)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def draw(found: Comparison, measures: Mapping[str, str], title: str = "") -> Any:
+    """One panel a measure (measure -> label of its axis), the mean over seeds with its 95 % band, against labels."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.2 * len(measures), 4.2), layout="constrained")
+        panels = figure.subplots(1, len(measures), squeeze=False)[0]
+        for panel, (measure, label) in zip(panels, measures.items(), strict=True):
+            for i, (arm, curve) in enumerate(found.curves.items()):
+                mean, error = mean_and_error(curve[measure])
+                x = curve["labels"].mean(axis=0)
+                style = {"color": COLOURS[i], "marker": MARKERS[i], "markevery": max(1, len(x) // 8)}
+                panel.plot(x, mean, label=arm, markersize=5, **style)
+                panel.fill_between(x, mean - error, mean + error, color=COLOURS[i], alpha=0.15, linewidth=0)
+            if found.limits.get(measure):
+                panel.axhline(found.limits[measure], color="#222222", linestyle=":", linewidth=1.2)
+            panel.set(xlabel="labels", ylabel=label, xlim=(0, None))
+        panels[0].legend(loc="lower right")
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    return figure
+
+
+def save_figure(figure: Any, path: str | Path) -> None:
+    """A PNG without a date; it appears by rename."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110, metadata={"Software": None})
+    replace_file(path, lambda file: file.write(picture.getvalue()))
+
+
+# ---- the two experiments of the page -----------------------------------------------------------------------------------
+
+
+def on_the_pool(
+    seeds: int = 40,
+    rounds: int = 64,
+    *,
+    dimension: int = 32,
+    batch: int = 16,
+    buy: int = 4,
+    progress: Callable[[str], None] | None = None,
+) -> Comparison:
+    """SmolLM2's own texts, 24 prompts to learn from and 8 held out, the sentiment as the annotators' reward."""
+    train = load_pool(dimension=dimension, prompts=TRAINING)
+    held_out = load_pool(dimension=dimension, prompts=HELD_OUT)
+    given = arms(prior_settings(train), batch, buy)
+    return compare(train, given, range(seeds), rounds, held_out, progress)
+
+
+def on_the_lattice(
+    seeds: int = 20,
+    rounds: int = 64,
+    *,
+    batch: int = 16,
+    buy: int = 4,
+    progress: Callable[[str], None] | None = None,
+) -> Comparison:
+    """The shipped lattice of SmolLM2, where the reward is linear in the features, so that all of the theory applies."""
+    pool = Pool.of_world(load_language_world())
+    given = arms(prior_settings(pool), batch, buy)
+    return compare(pool, given, range(seeds), rounds, progress=progress)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m preflab.llm_bridge.active.experiment", description="Win rate against labels."
+    )
+    parser.add_argument("where", choices=("pool", "lattice"))
+    parser.add_argument("--seeds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=64)
+    parser.add_argument("--figure", metavar="FILE", help="a PNG")
+    given = parser.parse_args(arguments)
+    tell = lambda arm: print(f"{arm}: done", file=sys.stderr)  # noqa: E731
+    budgets = [n for n in (16, 32, 64, 128, 256) if n <= 4 * given.rounds]
+    if given.where == "pool":
+        found = on_the_pool(given.seeds, given.rounds, progress=tell)
+        shown = {"win rate": "win rate against the reference", "held out": "... on prompts that were held out"}
+        title = f"Sentiment of SmolLM2's texts: what the labels teach ({given.seeds} seeds)"
+        print(f"R^2 of the best linear reward: {linear_fit(load_pool(prompts=TRAINING))[1]:.3f}")
+    else:
+        found = on_the_lattice(given.seeds, given.rounds, progress=tell)
+        shown = {"suboptimality": "V* - V of the answer", "regret": "regret so far, a prompt"}
+        title = f"A lattice of SmolLM2, exact regret ({given.seeds} seeds)"
+    for measure in shown:
+        limit = found.limits.get(measure)
+        print(f"\n{measure}" + (f" (the best policy: {limit:.3f})" if limit else ""))
+        print(table(found, measure, budgets), end="")
+    if given.figure:
+        save_figure(draw(found, shown, title), given.figure)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
