@@ -22,7 +22,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ...algorithms.estimation import GaussianPosterior, Gram, OnlinePreferenceMLE, disagreement, fit_preferences
+from ...algorithms.estimation import (
+    GaussianPosterior,
+    Gram,
+    OnlinePreferenceMLE,
+    disagreement,
+    fit_preferences,
+)
 from ...algorithms.pr_lsvi import Settings
 from ...envs.kernels import Array
 from ...envs.links import LOGISTIC, Link
@@ -58,7 +64,9 @@ class RewardPosterior:
     gram   `Gram`: Sigma
     """
 
-    def __init__(self, dimension: int, settings: Settings, *, ridge: float = 0.0, link: Link = LOGISTIC) -> None:
+    def __init__(
+        self, dimension: int, settings: Settings, *, ridge: float = 0.0, link: Link = LOGISTIC
+    ) -> None:
         self.sigma = settings.sigma_r
         self.mle = OnlinePreferenceMLE(
             dimension, radius=settings.B, ridge=ridge, link=link, growth=settings.mle_growth
@@ -235,7 +243,9 @@ def fit_heads(
     """
     theta = prior.copy() if start is None else start.copy()
     d = prior.shape[1]
-    scale = 1.0 + float(np.abs(signed).sum(axis=1).max(initial=0.0)) * float(weights.sum(axis=0).max(initial=0.0))
+    scale = 1.0 + float(np.abs(signed).sum(axis=1).max(initial=0.0)) * float(
+        weights.sum(axis=0).max(initial=0.0)
+    )
 
     def objective(theta: Array) -> Array:
         fits = (weights * link.log(signed @ theta.T)).sum(axis=0)

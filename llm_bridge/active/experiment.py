@@ -1,10 +1,11 @@
 r"""Does it pay to choose which pairs are labelled? Win rate against labels, at equal budgets, on pools.
 
     python -m preflab.llm_bridge.active.experiment pool --seeds 40 --figure active_pool.png
-    python -m preflab.llm_bridge.active.experiment lattice --seeds 20 --figure active_lattice.png
+    python -m preflab.llm_bridge.active.experiment lattice --seeds 40 --figure active_lattice.png
+    python -m preflab.llm_bridge.active.experiment thresholds --seeds 10 --rounds 600
 
-All arms see as many prompts, write as many pairs, and buy as many labels: of the `batch` pairs of a round `buy`. Runs of
-one seed share the annotator's stream, so that arms are compared seed by seed. What is reported, after every round, is
+All arms see as many prompts, write as many pairs, and buy as many labels: of the `batch` pairs of a round `buy` (fewer only
+where fewer differ), until the budget is spent. Runs of one seed share the annotator's stream, so that arms are compared seed by seed. What is reported, after every round, is
 the policy of the point estimate, and its figures are exact sums over the pool.
 
     disagreement   PR-LSVI: a posterior draw against the previous round's, pairs by the posterior's disagreement
@@ -29,11 +30,12 @@ import numpy as np
 from ...envs.comparisons import replace_file
 from ...envs.kernels import Array
 from ...envs.language_world import load_language_world
-from ...theory.figures import COLOURS, MARKERS, STYLE, canvas, mean_and_error
+from ...theory.figures import COLOURS, INK, MARKERS, STYLE, mean_and_error
 from .beliefs import reward_settings
 from .learner import ActiveLearner, ActiveSettings, PoolAnnotator
 from .pool import HELD_OUT, TRAINING, Pool, linear_fit, load_pool
 
+SCALE = 0.25  # P(y > y') = sigma((sentiment - sentiment') / SCALE), on the pool and on the lattice
 MEASURES = ("win rate", "held out", "suboptimality", "regret")
 
 
@@ -60,7 +62,9 @@ def prior_settings(pool: Pool, spread: float = 1.0, sigma_r: float = 2.0) -> Act
     return ActiveSettings(inner, ridge=tau**-2)
 
 
-def arms(settings: ActiveSettings, batch: int = 16, buy: int = 4, heads: int = 10) -> dict[str, ActiveSettings]:
+def arms(
+    settings: ActiveSettings, batch: int = 16, buy: int = 4, heads: int = 10
+) -> dict[str, ActiveSettings]:
     """The five arms of the module's text."""
     chosen = replace(settings, batch=batch, buy=buy)
     by_coin = replace(chosen, settings=replace(settings.settings, query_rate=buy / batch))
@@ -74,10 +78,15 @@ def arms(settings: ActiveSettings, batch: int = 16, buy: int = 4, heads: int = 1
 
 
 def run(
-    pool: Pool, settings: ActiveSettings, seed: int, rounds: int, held_out: Pool | None = None
+    pool: Pool,
+    settings: ActiveSettings,
+    seed: int,
+    rounds: int,
+    held_out: Pool | None = None,
+    budget: int | None = None,
 ) -> dict[str, Array]:
     """One run: after each round, `labels` and the MEASURES, each (rounds,). The regret is per prompt, cumulative."""
-    annotator = PoolAnnotator(pool, np.random.SeedSequence([seed, 2]))
+    annotator = PoolAnnotator(pool, np.random.SeedSequence([seed, 2]), budget=budget)
     learner = ActiveLearner(pool, annotator, settings, seed)
     found: dict[str, list[float]] = {name: [] for name in ("win rate", "held out", "suboptimality")}
     for _ in range(rounds):
@@ -101,11 +110,9 @@ class Comparison:
     limits: Mapping[str, float]
 
     def at(self, arm: str, measure: str, labels: int) -> Array:
-        """(seeds,) the measure when a run first had that many labels."""
+        """(seeds,) the measure when a run first had that many labels; at its end, if it found fewer worth asking."""
         bought = self.curves[arm]["labels"]
-        if (bought[:, -1] < labels).any():
-            raise ValueError(f"a run of {arm!r} ends with {int(bought[:, -1].min())} labels, fewer than {labels}")
-        at = (bought >= labels).argmax(axis=1)
+        at = np.where(bought[:, -1] >= labels, (bought >= labels).argmax(axis=1), bought.shape[1] - 1)
         return self.curves[arm][measure][np.arange(len(at)), at]
 
     def difference(self, arm: str, other: str, measure: str, labels: int) -> tuple[float, float]:
@@ -122,12 +129,13 @@ def compare(
     seeds: Sequence[int],
     rounds: int,
     held_out: Pool | None = None,
+    budget: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Comparison:
     """All arms on all seeds."""
     curves = {}
     for arm, given in settings.items():
-        runs = [run(pool, given, seed, rounds, held_out) for seed in seeds]
+        runs = [run(pool, given, seed, rounds, held_out, budget) for seed in seeds]
         curves[arm] = {name: np.stack([r[name] for r in runs]) for name in runs[0]}
         if progress is not None:
             progress(arm)
@@ -146,6 +154,10 @@ def table(found: Comparison, measure: str, budgets: Sequence[int], against: str 
             mean, error = mean_and_error(found.at(arm, measure, n)[:, None])
             row.append(f"{mean[0]:.3f} ± {error[0]:.3f}")
         lines.append(row)
+    bought = {arm: curve["labels"][:, -1] for arm, curve in found.curves.items()}
+    for arm, short in ((arm, n < max(budgets)) for arm, n in bought.items()):
+        if short.any():
+            lines.append([f"{arm}: labels bought", *[""] * (len(budgets) - 1), f"{bought[arm].mean():.0f}"])
     for arm in found.curves:
         if arm != against:
             pairs = (found.difference(arm, against, measure, n) for n in budgets)
@@ -153,7 +165,7 @@ def table(found: Comparison, measure: str, budgets: Sequence[int], against: str 
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def draw(found: Comparison, measures: Mapping[str, str], title: str = "") -> Any:
+def draw(found: Comparison, measures: Mapping[str, str], title: str = "", log: bool = False) -> Any:
     """One panel a measure (measure -> label of its axis), the mean over seeds with its 95 % band, against labels."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -163,15 +175,25 @@ def draw(found: Comparison, measures: Mapping[str, str], title: str = "") -> Any
         panels = figure.subplots(1, len(measures), squeeze=False)[0]
         for panel, (measure, label) in zip(panels, measures.items(), strict=True):
             for i, (arm, curve) in enumerate(found.curves.items()):
-                mean, error = mean_and_error(curve[measure])
-                x = curve["labels"].mean(axis=0)
-                style = {"color": COLOURS[i], "marker": MARKERS[i], "markevery": max(1, len(x) // 8)}
+                most = int(curve["labels"].max())
+                x = np.unique(np.linspace(most / 32, most, 32).round().astype(int))
+                mean, error = mean_and_error(np.stack([found.at(arm, measure, n) for n in x], axis=1))
+                style: dict[str, Any] = {"color": COLOURS[i], "marker": MARKERS[i], "markevery": (i, 6)}
                 panel.plot(x, mean, label=arm, markersize=5, **style)
-                panel.fill_between(x, mean - error, mean + error, color=COLOURS[i], alpha=0.15, linewidth=0)
+                low = np.maximum(mean - error, mean / 3) if log else mean - error
+                panel.fill_between(x, low, mean + error, color=COLOURS[i], alpha=0.12, linewidth=0)
             if found.limits.get(measure):
-                panel.axhline(found.limits[measure], color="#222222", linestyle=":", linewidth=1.2)
+                panel.axhline(found.limits[measure], color=INK, linestyle=":", linewidth=1.2)
+                panel.annotate(
+                    "best policy",
+                    (0.02, found.limits[measure]),
+                    xycoords=("axes fraction", "data"),
+                    va="bottom",
+                )
             panel.set(xlabel="labels", ylabel=label, xlim=(0, None))
-        panels[0].legend(loc="lower right")
+            if log:
+                panel.set_yscale("log")
+        panels[0].legend(loc="lower right" if not log else "upper right")
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
     return figure
 
@@ -183,57 +205,124 @@ def save_figure(figure: Any, path: str | Path) -> None:
     replace_file(path, lambda file: file.write(picture.getvalue()))
 
 
-# ---- the two experiments of the page -----------------------------------------------------------------------------------
+# ---- the paper's own rule: a threshold -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Threshold:
+    """Runs of one eps, (seeds,) each: labels bought, regret of all rounds, and what the answer lacks at the end."""
+
+    eps: float
+    labels: Array
+    regret: Array
+    suboptimality: Array
+    win_rate: Array
+
+
+def thresholds(
+    pool: Pool, settings: ActiveSettings, eps: Sequence[float], seeds: Sequence[int], rounds: int
+) -> list[Threshold]:
+    """Line 12 as it stands, one prompt a round, without a budget."""
+    found = []
+    for threshold in eps:
+        given = replace(settings, settings=replace(settings.settings, eps=threshold), batch=1, buy=None)
+        ends = []
+        for seed in seeds:
+            annotator = PoolAnnotator(pool, np.random.SeedSequence([seed, 2]))
+            learner = ActiveLearner(pool, annotator, given, seed).advance(rounds)
+            answer = learner.answer
+            lost = pool.optimal_value - pool.value(answer)
+            ends.append((learner.labels, learner.records["regret"].sum(), lost, pool.win_rate(answer)))
+        found.append(Threshold(threshold, *np.array(ends, dtype=np.float64).T))
+    return found
+
+
+def threshold_table(found: Sequence[Threshold]) -> str:
+    """Markdown: an eps a line, means over seeds with 95 % half-widths."""
+    lines = [["eps", "labels", "regret", "V* - V of the answer", "win rate"], ["---"] * 5]
+    for row in found:
+        cells = [f"{row.eps:g}"]
+        for values, digits in ((row.labels, 0), (row.regret, 1), (row.suboptimality, 3), (row.win_rate, 3)):
+            mean, error = mean_and_error(values[:, None])
+            cells.append(f"{mean[0]:.{digits}f} ± {error[0]:.{digits}f}")
+        lines.append(cells)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+# ---- the experiments of the page -----------------------------------------------------------------------------------
 
 
 def on_the_pool(
     seeds: int = 40,
-    rounds: int = 64,
+    rounds: int = 80,
+    budget: int = 256,
     *,
-    dimension: int = 32,
+    dimension: int = 16,
     batch: int = 16,
     buy: int = 4,
     progress: Callable[[str], None] | None = None,
 ) -> Comparison:
     """SmolLM2's own texts, 24 prompts to learn from and 8 held out, the sentiment as the annotators' reward."""
-    train = load_pool(dimension=dimension, prompts=TRAINING)
-    held_out = load_pool(dimension=dimension, prompts=HELD_OUT)
+    train = load_pool(dimension=dimension, scale=SCALE, prompts=TRAINING)
+    held_out = load_pool(dimension=dimension, scale=SCALE, prompts=HELD_OUT)
     given = arms(prior_settings(train), batch, buy)
-    return compare(train, given, range(seeds), rounds, held_out, progress)
+    return compare(train, given, range(seeds), rounds, held_out, budget, progress)
+
+
+def lattice_pool(scale: float = SCALE) -> Pool:
+    """The shipped lattice of SmolLM2 with its linear sentiment; P(y > y') = sigma((r(y) - r(y')) / scale)."""
+    world = Pool.of_world(load_language_world())
+    assert world.theta is not None
+    return replace(world, reward=world.reward / scale, theta=world.theta / scale)
 
 
 def on_the_lattice(
     seeds: int = 20,
-    rounds: int = 64,
+    rounds: int = 80,
+    budget: int = 256,
     *,
     batch: int = 16,
     buy: int = 4,
     progress: Callable[[str], None] | None = None,
 ) -> Comparison:
     """The shipped lattice of SmolLM2, where the reward is linear in the features, so that all of the theory applies."""
-    pool = Pool.of_world(load_language_world())
+    pool = lattice_pool()
     given = arms(prior_settings(pool), batch, buy)
-    return compare(pool, given, range(seeds), rounds, progress=progress)
+    return compare(pool, given, range(seeds), rounds, budget=budget, progress=progress)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m preflab.llm_bridge.active.experiment", description="Win rate against labels."
     )
-    parser.add_argument("where", choices=("pool", "lattice"))
+    parser.add_argument("where", choices=("pool", "lattice", "thresholds"))
     parser.add_argument("--seeds", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=80)
+    parser.add_argument("--budget", type=int, default=256, help="of labels")
     parser.add_argument("--figure", metavar="FILE", help="a PNG")
     given = parser.parse_args(arguments)
     tell = lambda arm: print(f"{arm}: done", file=sys.stderr)  # noqa: E731
-    budgets = [n for n in (16, 32, 64, 128, 256) if n <= 4 * given.rounds]
+    if given.where == "thresholds":
+        for name, pool in (("texts", load_pool(scale=SCALE, prompts=TRAINING)), ("lattice", lattice_pool())):
+            rows = thresholds(
+                pool, prior_settings(pool), (0.0, 0.25, 0.5, 1.0, 2.0), range(given.seeds), given.rounds
+            )
+            print(f"\n{name}, {given.rounds} rounds")
+            print(threshold_table(rows), end="")
+        return 0
+    budgets = [n for n in (16, 32, 64, 128, 256) if n <= given.budget]
     if given.where == "pool":
-        found = on_the_pool(given.seeds, given.rounds, progress=tell)
-        shown = {"win rate": "win rate against the reference", "held out": "... on prompts that were held out"}
+        found = on_the_pool(given.seeds, given.rounds, given.budget, progress=tell)
+        shown = {
+            "win rate": "win rate against the reference",
+            "held out": "... on prompts that were held out",
+        }
         title = f"Sentiment of SmolLM2's texts: what the labels teach ({given.seeds} seeds)"
-        print(f"R^2 of the best linear reward: {linear_fit(load_pool(prompts=TRAINING))[1]:.3f}")
+        print(
+            f"R^2 of the best linear reward: {linear_fit(load_pool(dimension=16, prompts=TRAINING))[1]:.3f}"
+        )
     else:
-        found = on_the_lattice(given.seeds, given.rounds, progress=tell)
+        found = on_the_lattice(given.seeds, given.rounds, given.budget, progress=tell)
         shown = {"suboptimality": "V* - V of the answer", "regret": "regret so far, a prompt"}
         title = f"A lattice of SmolLM2, exact regret ({given.seeds} seeds)"
     for measure in shown:
@@ -241,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{measure}" + (f" (the best policy: {limit:.3f})" if limit else ""))
         print(table(found, measure, budgets), end="")
     if given.figure:
-        save_figure(draw(found, shown, title), given.figure)
+        save_figure(draw(found, shown, title, log=given.where == "lattice"), given.figure)
     return 0
 
 

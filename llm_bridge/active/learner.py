@@ -51,7 +51,10 @@ RECORD = np.dtype(
         ("bought", np.int32),  # pairs of this round that were answered
         ("labels", np.int64),  # answers so far
         ("regret", np.float64),  # a prompt: 2 V* - V(pi_t) - V(comparator), exact on the pool
-        ("gap", np.float64),  # the mean of the expected disagreements of the round's pairs, before any was bought
+        (
+            "gap",
+            np.float64,
+        ),  # the mean of the expected disagreements of the round's pairs, before any was bought
         ("log_det", np.float64),  # log det(Sigma_r / lambda); nan for an ensemble
         ("error", np.float64),  # ||theta_hat - theta*||_{Sigma_r}; nan for an ensemble or an unknown theta*
     ]
@@ -80,7 +83,9 @@ class ActiveSettings:
         if self.batch < 1:
             raise ValueError(f"batch is {self.batch}; a round has at least one prompt")
         if self.buy is not None and not 0 <= self.buy <= self.batch:
-            raise ValueError(f"buy is {self.buy}; of a batch of {self.batch} pairs 0 to {self.batch} can be bought")
+            raise ValueError(
+                f"buy is {self.buy}; of a batch of {self.batch} pairs 0 to {self.batch} can be bought"
+            )
         for name, allowed in (
             ("player", ("thompson", "reference")),
             ("comparator", ("previous", "draw", "reference")),
@@ -298,7 +303,9 @@ class ActiveLearner:
         if rounds < 0:
             raise ValueError(f"rounds is {rounds}; it must be at least 0")
         if self.annotator is None:
-            raise ValueError("there is no annotator: propose() a round, have it answered, and learn() the answers")
+            raise ValueError(
+                "there is no annotator: propose() a round, have it answered, and learn() the answers"
+            )
         for _ in range(rounds):
             before = self.rng.bit_generator.state
             try:
@@ -349,7 +356,9 @@ class ActiveLearner:
             raise ValueError(f"{path} is not a saved run of active querying")
         meta = json.loads(arrays.pop("meta").tobytes())
         if meta.get("learner") != "active" or meta["format"] > FORMAT:
-            raise ValueError(f"{path} is not a run that this version of preflab can continue: {meta.get('learner')!r}")
+            raise ValueError(
+                f"{path} is not a run that this version of preflab can continue: {meta.get('learner')!r}"
+            )
         if meta["candidates"] != len(pool.prompt):
             raise ValueError(
                 f"{path} is a run on {meta['candidates']} candidates; this pool has {len(pool.prompt)}"

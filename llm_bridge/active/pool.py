@@ -357,7 +357,7 @@ def load_pool(
     path: str | os.PathLike[str] | None = None,
     *,
     pooling: Pooling = "mean",
-    dimension: int = 32,
+    dimension: int = 16,
     whiten: bool = True,
     scale: float = 0.25,
     prompts: Sequence[int] | None = None,
@@ -433,7 +433,9 @@ def report(path: str | os.PathLike[str] | None = None, shown: int = 2) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m preflab.llm_bridge.active.pool", description="The pool of texts.")
+    parser = argparse.ArgumentParser(
+        prog="python -m preflab.llm_bridge.active.pool", description="The pool of texts."
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", metavar="FILE", help="make the pool again, into a file")
     what.add_argument("--check", action="store_true", help="make it again and compare with the shipped one")
