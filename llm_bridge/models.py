@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -55,10 +56,42 @@ class OpenModel:
         return lambda ids: str(tokenizer.decode([int(i) for i in ids]))
 
     def readable(self, prompt: Tokens) -> str:
-        """A prompt as a page shows it: without the special tokens of its template; ids where there is no tokenizer."""
+        """A prompt as a page shows it: of a conversation the last question, and the opening of the answer on a line of
+        its own; ids where there is no tokenizer."""
         if self.tokenizer is None:
             return " ".join(f"[{int(i)}]" for i in prompt)
-        return str(self.tokenizer.decode([int(i) for i in prompt], skip_special_tokens=True))
+        special = set(self.tokenizer.all_special_ids)
+        parts: list[list[int]] = [[]]
+        for i in prompt:
+            if int(i) in special:
+                parts.append([])
+            else:
+                parts[-1].append(int(i))
+        texts = [self.tokenizer.decode(part, clean_up_tokenization_spaces=False) for part in parts]
+        return last_question(texts)
+
+
+ROLES = ("system", "user", "assistant", "model", "tool")
+
+
+def last_question(parts: Sequence[str]) -> str:
+    """The last thing that a user says and the opening of the answer, from the texts between a template's marks.
+
+    A role is a part of its own, or the first line of a part. Where there are no roles, the parts together.
+    """
+    said: list[tuple[str, str]] = []
+    role = ""
+    for part in parts:
+        head, line, rest = part.partition("\n")
+        if head.strip() in ROLES:
+            role, part = head.strip(), rest if line else ""
+        if part.strip():
+            said.append((role, part.strip("\n")))
+    if not any(who for who, _ in said):
+        return "".join(parts)
+    questions = [text for who, text in said if who == "user"]
+    opening = [said[-1][1]] if said[-1][0] in ("assistant", "model") else []
+    return "\n".join([*questions[-1:], *opening])
 
 
 def open_model(
@@ -135,7 +168,9 @@ def with_lora(policy: TransformerPolicy, rank: int, seed: int = 0) -> Transforme
     import torch
     from peft import LoraConfig, get_peft_model
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # A question of peft's to transformers, in words that the latter finds old.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         torch.manual_seed(seed)
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
         model: Any = get_peft_model(policy.model, config)

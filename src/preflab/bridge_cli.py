@@ -24,9 +24,13 @@ bridge = typer.Typer(
 )
 
 Model = Annotated[str, typer.Option(help="smollm2, or a folder of save_pretrained.")]
-Prompts = Annotated[
-    Path | None,
-    typer.Option(help="Prompts, one a line (JSONL, or the formats of TRL).", show_default=False),
+SHIPPED = "questions"
+PROMPTS = "A file of prompts (.jsonl, .json, .parquet, .txt), or 'questions': eight that are shipped."
+Plain = Annotated[
+    bool, typer.Option("--plain", help="Texts are continued as they are, without the model's chat template.")
+]
+Scale = Annotated[
+    float, typer.Option(help="A judge of rewards prefers by sigma of their difference / SCALE.")
 ]
 JudgeName = Annotated[
     str | None,
@@ -71,15 +75,17 @@ def _bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
 
 
 @bridge.command(
-    epilog="Example: preflab bridge lattice --prompts prompts.jsonl -k 3 --horizon 4 --judge sentiment --out world.npz"
+    epilog="Example: preflab bridge lattice --prompts questions -k 3 --horizon 4 --judge sentiment --out world.npz"
 )
 def lattice(
-    prompts: Annotated[Path, typer.Option(help="Prompts, one a line (JSONL, or the formats of TRL).")],
+    prompts: Annotated[str, typer.Option(metavar="FILE", help=PROMPTS)],
     model: Model = "smollm2",
+    plain: Plain = False,
     k: Annotated[int, typer.Option("-k", min=1, help="Tokens kept at each prefix, beside the end.")] = 4,
     horizon: Annotated[int, typer.Option(min=1, help="Largest number of tokens of a response.")] = 4,
     first: Annotated[int | None, typer.Option(min=1, help="Take the first so many prompts.")] = None,
     judge: JudgeName = None,
+    scale: Scale = 1.0,
     beta: Annotated[float, typer.Option(help="Of the KL-regularised optimum, with a judge.")] = 0.1,
     out: Annotated[
         Path | None, typer.Option(help="Write the world: .npz, for load_language_world.", show_default=False)
@@ -104,14 +110,14 @@ def lattice(
         from .llm_bridge.models import open_model
         from .llm_bridge.training import summary
 
-        _check_file(prompts, "--prompts")
+        _check_prompts(prompts)
         _check_targets(out, folder)
         limit = int(memory * 2**30)
         check_size(1, k, horizon, limit)  # what can never fit is said before the model is loaded
         opened = open_model(model, dtype=dtype, device=device)
-        ids = _read_prompts(prompts, opened.tokenizer, first)
+        ids = _read_prompts(prompts, opened, plain, horizon)[:first]
         size = check_size(len(ids), k, horizon, limit)
-        asked = None if judge is None else _judge(judge, opened.tokenizer)
+        asked = None if judge is None else _judge(judge, opened.tokenizer, scale)
         with _bars() as bar:
             found = _lattice(opened, ids, k, horizon, batch, limit, bar("prefixes"), folder)
             judged = summary.judge_lattice(
@@ -234,7 +240,11 @@ def _print_lattice(data: Mapping[str, Any]) -> None:
     )
     for row, best in zip(data["likeliest"], data.get("best") or [{}] * len(data["likeliest"]), strict=True):
         score = best.get("reward", best.get("wins"))
-        cells = [escape(row["text"]), f"{row['probability']:.3f}", escape(best.get("text", ""))]
+        cells = [
+            escape(_last_line(row["text"])),
+            f"{row['probability']:.3f}",
+            escape(_last_line(best.get("text", ""))),
+        ]
         cells += ["" if score is None else f"{score:.3f}"]
         cells += ["" if best.get(n) is None else f"{best[n]:.2g}" for n in ("reference", "policy")]
         table.add_row(*cells)
@@ -243,22 +253,29 @@ def _print_lattice(data: Mapping[str, Any]) -> None:
         console.print(f"World: {escape(data['out'])}", soft_wrap=True)
 
 
+def _last_line(text: str) -> str:
+    """A response with the opening that it continues, without the question above it."""
+    return text.rpartition("\n")[2] or text
+
+
 # ---- train -----------------------------------------------------------------------------------------------------------
 
 
 @bridge.command(
-    epilog="Example: preflab bridge train nash_md --prompts prompts.jsonl --judge sentiment --lora 8 --out runs/first"
+    epilog="Example: preflab bridge train nash_md --prompts questions --judge sentiment --lora 8 --out runs/first"
 )
 def train(
     method: Annotated[
         str | None, typer.Argument(help="A method of: preflab bridge train --list", show_default=False)
     ] = None,
     model: Model = "smollm2",
-    prompts: Prompts = None,
+    prompts: Annotated[str | None, typer.Option(metavar="FILE", help=PROMPTS, show_default=False)] = None,
+    plain: Plain = False,
     records: Annotated[
         Path | None, typer.Option(help="Comparisons, for methods that learn from them.", show_default=False)
     ] = None,
     judge: JudgeName = None,
+    scale: Scale = 1.0,
     lora: Annotated[
         int | None, typer.Option(min=1, help="Train a LoRA adapter of this rank.", show_default="all weights")
     ] = None,
@@ -333,16 +350,18 @@ def train(
         )
         found.checked(parameters)
         _check_input(found, prompts, records, judge)
-        _check_file(prompts, "--prompts")
+        _check_prompts(prompts)
         _check_file(records, "--records")
         goes_on = (out / "run.json").exists()
         if resume and not goes_on:
             raise ValueError(f"{out} holds no run to go on with: leave --resume out, or give its folder")
         asked = {
             "model": model,
-            "prompts": None if prompts is None else str(prompts),
+            "prompts": prompts,
+            "plain": plain,
             "records": None if records is None else str(records),
             "judge": judge,
+            "scale": scale,
             "lora": lora,
             "dtype": dtype,
             "lattice": f"{k},{h}",
@@ -351,9 +370,9 @@ def train(
         weights = "float32" if dtype == "bfloat16" and lora is None else dtype
         opened = open_model(model, dtype=weights, device=device, micro_batch=micro_batch or batch)
         policy = opened.policy if lora is None else with_lora(opened.policy, lora, seed)
-        ids = None if prompts is None else _read_prompts(prompts, opened.tokenizer, None)
-        rows = None if records is None else _read_records(records, opened.tokenizer)
-        asks = None if judge is None else _judge(judge, opened.tokenizer)
+        ids = None if prompts is None else _read_prompts(prompts, opened, plain, horizon)
+        rows = None if records is None else _read_records(records, opened)
+        asks = None if judge is None else _judge(judge, opened.tokenizer, scale)
         distinct = list(dict.fromkeys(map(tuple, ids or [r.prompt for r in rows or ()])))
         texts = Texts(opened.decode, opened.pieces, opened.banned, [opened.readable(x) for x in distinct])
         words = f"{found.name}: {checked.steps} steps of {checked.batch}"
@@ -436,7 +455,7 @@ def _pair(text: str) -> tuple[int, int]:
     return k, h
 
 
-def _check_input(method: Any, prompts: Path | None, records: Path | None, judge: str | None) -> None:
+def _check_input(method: Any, prompts: str | None, records: Path | None, judge: str | None) -> None:
     if method.samples:
         if records is not None:
             raise ValueError(
@@ -571,30 +590,43 @@ def report_run(folder: Path, json_file: str | None) -> None:
 # ---- what both share -------------------------------------------------------------------------------------------------
 
 
-def _judge(name: str, tokenizer: Any) -> Any:
+def _judge(name: str, tokenizer: Any, scale: float) -> Any:
     from .llm_bridge.training.judges import named_judge, text_judge
 
     module, colon, function = name.partition(":")
     if not colon:
-        return named_judge(name, tokenizer)
+        return named_judge(name, tokenizer, scale=scale)
     if tokenizer is None:
         raise ValueError(f"judge {name!r} reads texts, and the model's folder has no tokenizer")
     from .llm_bridge.conformance.trainers import imported
 
-    return text_judge(name, imported(module, function, "(text) -> number"), tokenizer)
+    return text_judge(name, imported(module, function, "(text) -> number"), tokenizer, scale=scale)
 
 
-def _read_prompts(path: Path, tokenizer: Any, first: int | None) -> list[tuple[int, ...]]:
+def _read_prompts(name: str, opened: OpenModel, plain: bool, horizon: int) -> list[tuple[int, ...]]:
+    """The prompts of a file as token ids; "questions": the eight of `envs.language_model`, with their openings."""
+    from .envs.language_model import QUESTIONS, context
     from .llm_bridge.training.records import read_prompts
 
-    found = read_prompts(path, tokenizer)
-    return found if first is None else found[:first]
+    if name == SHIPPED:
+        if opened.language_model is None or getattr(opened.tokenizer, "chat_template", None) is None:
+            raise ValueError(f"--prompts {SHIPPED} needs a tokenizer with a chat template: give a file")
+        return [tuple(context(opened.language_model, question)) for question in QUESTIONS]
+    chat = not plain and getattr(opened.tokenizer, "chat_template", None) is not None
+    room = None if opened.policy.context is None else opened.policy.context - horizon
+    return read_prompts(name, opened.tokenizer, chat=chat, context=room)
 
 
-def _read_records(path: Path, tokenizer: Any) -> list[Any]:
+def _read_records(path: Path, opened: OpenModel) -> list[Any]:
     from .llm_bridge.training.records import read_records
 
-    return list(read_records(path, tokenizer))
+    ends = opened.policy.end_ids
+    return list(read_records(path, opened.tokenizer, end_ids=ends, context=opened.policy.context))
+
+
+def _check_prompts(name: str | None) -> None:
+    if name is not None and name != SHIPPED:
+        _check_file(Path(name), "--prompts")
 
 
 def _check_file(path: Path | None, option: str) -> None:
