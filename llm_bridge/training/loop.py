@@ -181,6 +181,7 @@ def _begin(
         run_folder.check_same_run(folder, now, setup)
     if found is not None:
         _restore(setup, progress, found)
+    setup.accelerator.wait_for_everyone()  # all have looked at the folder before one writes into it
     if setup.accelerator.is_main_process:
         if found is None:
             run_folder.begin(folder, now)

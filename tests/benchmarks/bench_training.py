@@ -4,9 +4,9 @@
 
 The bare loops are what one would write by hand for one batch: no records, no metrics but the loss, no checks, no
 checkpoints. CPU seconds of the one thread, medians over steps; model and optimiser are the same. Wanted: a ratio of at
-most 1.05, for DPO and for Nash-MD, on a GPT-2 of 6 M weights (where transformers is installed) and on a model of 4 M
-without it; and an import of preflab.llm_bridge.training no dearer than that of transformers. The last rows, on a model
-that takes next to no time, are the loop's own milliseconds.
+most 1.05, for DPO and for Nash-MD, on a GPT-2 of 6 M weights (where transformers is installed) and on models of 4 M and
+0.1 M without it; and an import of preflab.llm_bridge.training no dearer than that of transformers. The bare loops
+normalise the logits of all positions, as hand-written ones do; the loop does so for the completions' alone.
 """
 
 from __future__ import annotations
