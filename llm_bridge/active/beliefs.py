@@ -139,7 +139,8 @@ class GramAhead:
 class Ensemble:
     """K heads theta_k = argmax sum_i w_ik log Phi(+-<Delta_i, theta>) - ridge/2 |theta - theta_k^0|^2.
 
-    theta_k^0 ~ N(0, I / ridge) when `primed`, else 0; w_ik ~ Exp(1) when `bootstrap`, else 1; ridge = lambda / sigma_r^2.
+    ridge = lambda / sigma_r^2; theta_k^0 ~ N(0, I / ridge) when `primed`, else 0; w_ik ~ Exp(1) when `bootstrap`, else
+    1.
     Weights and priors come from `seed`, in the order of the comparisons, and from nothing else.
 
     centre       the MAP or MLE estimate of all comparisons, unweighted: `theta`, the same as the posterior's

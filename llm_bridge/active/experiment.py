@@ -4,9 +4,10 @@ r"""Does it pay to choose which pairs are labelled? Win rate against labels, at 
     python -m preflab.llm_bridge.active.experiment lattice --seeds 40 --figure active_lattice.png
     python -m preflab.llm_bridge.active.experiment thresholds --seeds 10 --rounds 600
 
-All arms see as many prompts, write as many pairs, and buy as many labels: of the `batch` pairs of a round `buy` (fewer only
-where fewer differ), until the budget is spent. Runs of one seed share the annotator's stream, so that arms are compared seed by seed. What is reported, after every round, is
-the policy of the point estimate, and its figures are exact sums over the pool.
+All arms see as many prompts, write as many pairs, and buy as many labels: of the `batch` pairs of a round `buy` (fewer
+only where fewer differ), until the budget is spent. Runs of one seed share the annotator's stream, so that arms are
+compared seed by seed. What is reported, after every round, is the policy of the point estimate; its figures are exact
+sums over the pool. `thresholds` runs the paper's own rule, which buys where the disagreement exceeds eps.
 
     disagreement   PR-LSVI: a posterior draw against the previous round's, pairs by the posterior's disagreement
     ensemble       the same with ten epistemic heads in place of the posterior: draws, and the variance over heads
@@ -184,12 +185,8 @@ def draw(found: Comparison, measures: Mapping[str, str], title: str = "", log: b
                 panel.fill_between(x, low, mean + error, color=COLOURS[i], alpha=0.12, linewidth=0)
             if found.limits.get(measure):
                 panel.axhline(found.limits[measure], color=INK, linestyle=":", linewidth=1.2)
-                panel.annotate(
-                    "best policy",
-                    (0.02, found.limits[measure]),
-                    xycoords=("axes fraction", "data"),
-                    va="bottom",
-                )
+                at = (0.02, found.limits[measure])
+                panel.annotate("best policy", at, xycoords=("axes fraction", "data"), va="bottom")
             panel.set(xlabel="labels", ylabel=label, xlim=(0, None))
             if log:
                 panel.set_yscale("log")
@@ -205,7 +202,7 @@ def save_figure(figure: Any, path: str | Path) -> None:
     replace_file(path, lambda file: file.write(picture.getvalue()))
 
 
-# ---- the paper's own rule: a threshold -----------------------------------------------------------------------------------
+# ---- the paper's own rule: a threshold ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)

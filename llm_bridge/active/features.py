@@ -1,15 +1,15 @@
 r"""Features phi(x, y) of texts from a frozen transformer, for rewards that are linear in them.
 
-PR-LSVI asks for a feature map with ||phi|| <= 1 and a reward <phi, theta>. On a language model (section (g) of the notes
-on the paper) phi is the representation of a text that the model's own head reads:
+PR-LSVI asks for a feature map with ||phi|| <= 1 and a reward <phi, theta>. On a language model phi is what the head of
+a model reads of a text:
 
     last   the hidden state at the last token of the completion: what the head of a reward model gets
     mean   the mean of the hidden states over the completion's tokens
 
 They are taken at the input of the head by a hook, so that one function serves causal models of transformers, reward
-models with a linear head, and `tiny_model`. Wide features are turned onto their principal axes (`principal_axes`). Since
-comparisons happen within a prompt, only deviations from the prompt's mean are ever used, and the axes are those of these
-deviations. One number makes the longest of the pool 1.
+models with a linear head, and `tiny_model`. Wide features are turned onto their principal axes (`principal_axes`).
+Comparisons happen within a prompt, so that only deviations from the prompt's mean are ever used; the axes are those of
+these deviations, and one number makes the longest of the pool 1.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def trunk_features(
 ) -> dict[str, Array]:
     """The hidden states of completions at the input of the model's head: for each pooling (n, width) float64.
 
-    policy  a `TransformerPolicy`; a reward model is wrapped as one too, TransformerPolicy(model, end_ids=..., pad_id=...)
+    policy  a `TransformerPolicy`; a reward model is wrapped as one too (`TransformerPolicy(model, end_ids=[...])`)
     head    the module whose input is wanted, or its name ("score"); None = the model's output layer
     side    of the padding, which the answer does not depend on
     """
@@ -107,8 +107,8 @@ def find_head(model: Any, head: Any = None) -> Any:
         if hasattr(getattr(model, name, None), "register_forward_pre_hook"):
             return getattr(model, name)
     raise ValueError(
-        f"no head was found in {type(model).__name__}: give head=..., the torch module (or its name) whose input are the "
-        "hidden states. A table has none: its features are those of its world"
+        f"no head was found in {type(model).__name__}: give head=..., the torch module (or its name) whose input are "
+        "the hidden states. A table has none: its features are those of its world"
     )
 
 
@@ -116,8 +116,8 @@ def _states(seen: Sequence[Tensor], ids: Tensor) -> Tensor:
     if len(seen) != 1 or seen[0].shape[:2] != ids.shape:
         shapes = ", ".join(str(tuple(x.shape)) for x in seen) or "nothing"
         raise ValueError(
-            f"the head was given {shapes} for {tuple(ids.shape)} token ids; it must be called once, with the hidden states "
-            "of all tokens: give another head"
+            f"the head was given {shapes} for {tuple(ids.shape)} token ids; it must be called once, with the hidden "
+            "states of all tokens: give another head"
         )
     return seen[0]
 
@@ -137,7 +137,7 @@ def within(x: Array, prompt: Index, weight: ArrayLike | None = None) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class PrincipalAxes:
-    """phi = x @ axes / scale for deviations x (n, width) from the prompts' means; longer ones are shortened to length 1.
+    """phi = x @ axes / scale for deviations x (n, width) from the prompts' means; what is longer than 1 is cut to 1.
 
     axes       (width, d), the first has the largest variance; of unit length, or divided by the deviation (whitened)
     scale      the longest ||x @ axes|| of the pool

@@ -10,11 +10,11 @@ A round is an episode of PR-LSVI (`algorithms/pr_lsvi.py`, the same line numbers
   line 12     the pair is bought iff E |<Delta, theta_0 - theta_1>| > eps, while the budget lasts     `_choose`
   line 13     bought pairs are answered; Sigma_r and the estimate change by these alone               `learn`
 
-Since texts have known, deterministic transitions, lines 5-8 are exact and sigma_P plays no role. With one prompt a round
-and beta = 0 this *is* PR-LSVI on the pool as a contextual bandit, draw by draw (a test holds the two together).
+Texts have known, deterministic transitions, so that lines 5-8 are exact and sigma_P plays no role. With one prompt a
+round and beta = 0 this *is* PR-LSVI on the pool as a contextual bandit, draw by draw (a test holds the two together).
 
 Departures, all declared:
-  - m > 1 prompts share one theta; within a round Sigma_r already counts the pairs that are bought, before their answers;
+  - m > 1 prompts share one theta; within a round Sigma_r counts the pairs that are bought before they are answered;
   - `buy = b` replaces eps by a label budget a round: of m pairs the b on which the belief disagrees most, one by one,
     pairs of equal responses never;
   - `comparator = "draw"` is double Thompson sampling: both responses follow a draw of this round;
@@ -63,9 +63,11 @@ RECORD = np.dtype(
 
 @dataclass(frozen=True)
 class ActiveSettings:
-    """settings: PR-LSVI's own (sigma_r, eps, B, lam, mle_growth, query_rate are used); the rest as in the module's text.
+    """The settings of a run.
 
-    beta 0 = the best candidate. batch = m prompts a round. buy = b labels a round, None = by eps (or by coin).
+    settings  PR-LSVI's own, of which sigma_r, eps, B, lam, mle_growth and query_rate are used
+    beta      0 = the best candidate. batch = m prompts a round. buy = b labels a round, None = by eps (or by coin)
+    the rest  as in the module's text
     """
 
     settings: Settings
@@ -95,7 +97,7 @@ class ActiveSettings:
 
 
 class PoolAnnotator(Asked):
-    """Answers comparisons of a pool's candidates by P(first) = Phi(r*(first) - r*(second)); it counts and has a budget."""
+    """Answers comparisons of a pool's candidates, P(first) = Phi(r*(first) - r*(second)); counts, and has a budget."""
 
     def __init__(self, pool: Pool, seed: Seed, *, budget: int | None = None, link: Link = LOGISTIC) -> None:
         super().__init__(seed, budget)

@@ -3,9 +3,10 @@ r"""Pools: finitely many candidate responses of each prompt, with features, a re
 On a pool every quantity of a learner is a finite sum: the value of its policy, its regret, and its win rate against the
 reference, sum_x law(x) sum_{y, y'} pi(y|x) ref(y'|x) sigma(r(x, y) - r(x, y')). A pool comes from
 
-    of_world(world)   all responses of a token MDP, such as a lattice of a language model: phi, reward and reference exact
-    load_pool(...)    texts that SmolLM2 wrote, shipped with preflab: the reference is the law of one of them at random,
-                      the reward their sentiment, phi hidden states
+    Pool.of_world  all responses of a token MDP with a linear reward: everything is exact
+    text_pool      given texts with a model's hidden states as phi, such as all the texts of a `lattice`
+    sample_pool    texts that a model writes: the reference is the law of one of them at random
+    load_pool      texts that SmolLM2 wrote, shipped with preflab; the reward is their sentiment
 
 The shipped file was made by
 
@@ -31,7 +32,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy.special import expit
 
 from ...envs.comparisons import replace_file
@@ -39,6 +39,7 @@ from ...envs.kernels import Array, Index
 from ...envs.language_model import LanguageModel, Question, context, load_smollm2, vader_judge
 from ...envs.mdp import Layered
 from ...envs.token_mdp import TokenMDP
+from ..policy import Tokens, TransformerPolicy
 from .features import Pooling, principal_axes, trunk_features, within
 
 FORMAT = 1
@@ -215,6 +216,89 @@ def with_linear_reward(pool: Pool) -> Pool:
     return replace(pool, reward=pool.phi @ theta, theta=theta)
 
 
+# ---- from a language model -------------------------------------------------------------------------------------------
+
+TextReward = Callable[[Sequence[Tokens], Sequence[Tokens]], Any]
+
+
+def text_pool(
+    policy: TransformerPolicy,
+    prompts: Sequence[Tokens],
+    completions: Sequence[Tokens],
+    reward: Array | TextReward,
+    *,
+    reference: Array | None = None,
+    pooling: Pooling = "mean",
+    dimension: int = 16,
+    whiten: bool = True,
+    head: Any = None,
+    texts: Sequence[str] = (),
+) -> Pool:
+    """Completions with the hidden states of a model as features. Rows with equal prompts must lie side by side.
+
+    policy     the trunk; a reward model with its head may be another model than the one that writes
+    reward     (n,), or a function (prompts, completions) -> (n,), such as a judge's `rewards`
+    reference  (n,) the law of the completions of each prompt, None = uniform
+    """
+    rows = [tuple(int(t) for t in x) for x in prompts]
+    new = np.array([i == 0 or rows[i] != rows[i - 1] for i in range(len(rows))])
+    number = np.cumsum(new) - 1
+    if len({rows[i] for i in np.flatnonzero(new)}) < new.sum():
+        raise ValueError("a prompt occurs in two places: sort the completions by their prompt")
+    deviations = within(
+        trunk_features(policy, prompts, completions, pooling=(pooling,), head=head)[pooling], number
+    )
+    given = reward(prompts, completions) if callable(reward) else reward
+    return Pool(
+        prompt=number,
+        phi=principal_axes(deviations, dimension, whiten=whiten).apply(deviations),
+        reference=1.0 / np.bincount(number)[number] if reference is None else np.asarray(reference),
+        reward=np.asarray(given, dtype=np.float64),
+        texts=tuple(texts),
+    )
+
+
+def draw_responses(
+    policy: TransformerPolicy,
+    prompts: Sequence[Tokens],
+    responses: int,
+    horizon: int,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Tokens], list[list[int]], Array]:
+    """(prompts, completions, log-probabilities), `responses` of each prompt, each prompt from its own stream."""
+    import torch
+
+    rows: list[Tokens] = []
+    completions: list[list[int]] = []
+    scores = []
+    for i, prompt in enumerate(prompts):
+        u = np.random.default_rng([seed, i]).random((responses, horizon))
+        drawn = policy.sample([prompt] * responses, horizon, uniforms=torch.from_numpy(u))
+        rows += [prompt] * responses
+        completions += drawn.completions
+        scores.append(drawn.log_probabilities.double().cpu().numpy())
+        if progress is not None:
+            progress(i + 1, len(prompts))
+    return rows, completions, np.concatenate(scores)
+
+
+def sample_pool(
+    policy: TransformerPolicy,
+    prompts: Sequence[Tokens],
+    reward: TextReward,
+    *,
+    responses: int = 32,
+    horizon: int = 18,
+    seed: int = 0,
+    trunk: TransformerPolicy | None = None,
+    **options: Any,
+) -> Pool:
+    """Responses that a model writes. trunk: whose hidden states are phi, None = its own; options of `text_pool`."""
+    rows, completions, _ = draw_responses(policy, prompts, responses, horizon, seed)
+    return text_pool(policy if trunk is None else trunk, rows, completions, reward, **options)
+
+
 # ---- the shipped pool ------------------------------------------------------------------------------------------------
 
 TASKS = (
@@ -272,24 +356,12 @@ def build(
     Responses are drawn at temperature 1, without truncation, each prompt from its own stream. Features are the hidden
     states on the principal axes of the training prompts. judge: of the text, opening included; None = VADER in [0, 1].
     """
-    import torch
-
-    from ..policy import TransformerPolicy
-
     if language_model is None:
         language_model = load_smollm2("float32")
     policy = TransformerPolicy.of(language_model)
     judge = vader_judge() if judge is None else judge
-    began, prompts, completions, scores = time.time(), [], [], []
-    for i, task in enumerate(tasks):
-        u = np.random.default_rng([seed, i]).random((responses, horizon))
-        prompt = context(language_model, task)
-        drawn = policy.sample([prompt] * responses, horizon, uniforms=torch.from_numpy(u))
-        prompts += [prompt] * responses
-        completions += drawn.completions
-        scores.append(drawn.log_probabilities.double().numpy())
-        if progress is not None:
-            progress(i + 1, len(tasks))
+    contexts, began = [context(language_model, task) for task in tasks], time.time()
+    prompts, completions, scores = draw_responses(policy, contexts, responses, horizon, seed, progress)
     sampled = time.time()
     found = trunk_features(policy, prompts, completions, pooling=("mean", "last"))
     number = np.repeat(np.arange(len(tasks)), responses)
@@ -321,7 +393,7 @@ def build(
         "prompt": number.astype(np.int32),
         "tokens": np.concatenate([np.asarray(y, dtype=np.int32) for y in completions]),
         "lengths": np.array([len(y) for y in completions], dtype=np.int32),
-        "log_probability": np.concatenate(scores).astype(np.float32),
+        "log_probability": scores.astype(np.float32),
         "sentiment": np.array([judge(text) for text in texts]),
     }
 
