@@ -248,7 +248,8 @@ def _show(setup: Setup, step: int, folder: Path, decode: Callable[[Tokens], str]
 def _run(
     setup: Setup, progress: Progress, folder: Path | None, on_step: OnStep | None
 ) -> list[Mapping[str, Any]]:
-    settings, found = setup.settings, []
+    settings = setup.settings
+    found: list[Mapping[str, Any]] = []
     while progress.step < settings.steps:
         clock, seconds = perf_counter(), dict[str, float]()
         if _round_is_over(setup, progress):

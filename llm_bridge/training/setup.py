@@ -158,7 +158,7 @@ def _optimiser(weights: Mapping[str, Any], settings: TrainSettings) -> Any:
 
 def _move(reference: Any, device: Any) -> None:
     model = getattr(reference, "model", None)
-    if hasattr(model, "to") and not hasattr(model, "disable_adapter"):
+    if model is not None and hasattr(model, "to") and not hasattr(model, "disable_adapter"):
         model.to(device)
 
 
