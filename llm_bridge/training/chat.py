@@ -97,6 +97,14 @@ class Encoder:
             )
         return str(self.tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, **options))
 
+    def plain(self, text: str) -> Ids:
+        """The text alone, without what the tokenizer puts around a text."""
+        return self._tokens(text, False)
+
+    def conversation(self, messages: Messages) -> Ids:
+        """A whole conversation, with all that the template writes."""
+        return self._tokens(self._rendered(messages), False)
+
     def spell(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens as they are spelt."""
         return str(
@@ -118,7 +126,7 @@ class Encoder:
             assert isinstance(prompt, str)
             whole = self.text(prompt + completion)
         else:
-            whole = self._tokens(self._rendered([*prompt, *completion]), False)  # type: ignore[list-item]
+            whole = self.conversation([*prompt, *completion])  # type: ignore[list-item]
         if whole[: len(before)] != before:
             if self.boundary == "refuse":
                 raise ValueError(self._moved(before, whole))
@@ -149,7 +157,7 @@ class Encoder:
         content = self._content(completion)
         if content is None:
             raise ValueError("an answer of several messages, or without content, has no tokens of its own")
-        return self._ended(self._tokens(content, False))
+        return self._ended(self.plain(content))
 
     def _ended(self, ids: Ids) -> Ids:
         """Up to its end token; with one where it has none and `append_end` is set."""
