@@ -42,7 +42,7 @@ def start(pool, seed=0, budget=None, kind=ActiveLearner, eps=0.3, **changes):
     return kind(pool, PoolAnnotator(pool, seed + 100, budget=budget), settings, seed)
 
 
-# ---- the same algorithm as on tables ----------------------------------------------------------------------------------
+# ---- the same algorithm as on tables --------------------------------------------------------------------------------
 
 
 class Stretched:
@@ -165,7 +165,7 @@ def test_both_policies_are_charged_and_the_comparator_is_the_last_one():
     assert charged(SamePolicy) > 0.01
 
 
-# ---- the posterior ---------------------------------------------------------------------------------------------------
+# ---- the posterior --------------------------------------------------------------------------------------------------
 
 
 def answered(n=60, d=2, seed=0, size=2.0):
@@ -225,7 +225,7 @@ def test_laplace_is_near_the_true_posterior_and_never_wider_than_four_times_the_
     assert np.abs(right - true).max() < 0.5 * np.abs(wrong - true).max()
 
 
-# ---- the ensemble ----------------------------------------------------------------------------------------------------
+# ---- the ensemble ---------------------------------------------------------------------------------------------------
 
 
 def test_heads_without_priors_and_weights_are_the_ridge_estimate():
@@ -261,7 +261,7 @@ def test_newton_says_when_it_ran_out_of_steps():
         fit_heads(D * (2 * wins - 1)[:, None], np.ones((60, 2)), np.zeros((2, 3)), 0.1, iterations=1)
 
 
-# ---- labels, regret, variants ----------------------------------------------------------------------------------------
+# ---- labels, regret, variants ---------------------------------------------------------------------------------------
 
 
 def test_labels_go_down_as_eps_goes_up():
@@ -384,7 +384,7 @@ def test_answers_may_come_from_outside():
         learner.learn(round, [1] * 9)
 
 
-# ---- pools -----------------------------------------------------------------------------------------------------------
+# ---- pools ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_win_rate_and_the_value_are_the_sums():

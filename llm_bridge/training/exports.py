@@ -1,9 +1,9 @@
 """Rounds of a run for other trainers: OpenRLHF and open-instruct.
 
 Their loaders take labels, so the response that is likelier to be preferred is written as `chosen`; p_chosen is written
-beside it, and is not read there. Ties, p_chosen = 1/2 or equal responses, have no label and are left out. What their tokenizer
-calls make of each row is computed here in the way their loaders do it (the sources read are named at each function),
-and compared with the ids of the record: `Exported` says how many rows they would read otherwise.
+beside it, and is not read there. Ties, p_chosen = 1/2 or equal responses, have no label and are left out. The token ids
+that their loaders make of each row are computed in the same way (the sources are named at each function), and compared
+with those of the record: `Exported` says how many rows they would read otherwise.
 """
 
 from __future__ import annotations
