@@ -1,0 +1,102 @@
+r"""`conform_trainer(Mine)`: a whole trainer's sampling, scores and runs, held to what can be enumerated.
+
+Level 3 comes first in a report, since it is exact, then 2 (draws), 6 (exact) and 5 (draws); the likely cause of a report is
+that of the first check that fails with a name. Which levels there are follows from the adapter's methods:
+
+  log_probabilities, rewards  3      sample  2      train  6 and 5 (with log_probabilities)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .laws import Finding, sampling_level
+from .models import TOLERANCES, ModelWorld, model_world
+from .report import Report
+from .scores import reward_level, scoring_level
+from .whole import declared, make_trainer, methods
+
+LEVELS = (2, 3, 5, 6)
+ALPHA = 0.001
+DRAWS = 2000
+
+
+def conform_trainer(
+    make: Callable[[ModelWorld], Any],
+    *,
+    levels: Sequence[int] | None = None,
+    world: str | ModelWorld = "tiny",
+    name: str | None = None,
+    draws: int = DRAWS,
+    alpha: float = ALPHA,
+    tolerance: float | None = None,
+    seed: int = 0,
+) -> Report:
+    """Hold a whole trainer to enumeration.
+
+    make       world -> an object as `whole.WholeTrainer` describes; its class will do
+    levels     of 2, 3, 5, 6; None = all that the adapter's methods allow
+    world      a kind of `model_world`, or a world
+    draws      a prompt, a role and an option at level 2
+    alpha      the probability with which an honest trainer may fail at level 2, and again at level 5
+    tolerance  of log-probabilities, in nats; None = by the world's dtype
+    seed       of the world and of the draws
+    """
+    if not 0 < alpha < 0.5:
+        raise ValueError(f"alpha is {alpha}; it must lie in (0, 0.5)")
+    if draws < 100:
+        raise ValueError(f"draws is {draws}; at least 100 a prompt are needed")
+    here = model_world(world, seed=seed) if isinstance(world, str) else world
+    within = TOLERANCES[here.dtype] if tolerance is None else tolerance
+    trainer = make_trainer(make, here)
+    said, has = declared(trainer), methods(trainer)
+    wanted = _wanted(levels, has)
+    found: list[Finding] = []
+    if 3 in wanted and "log_probabilities" in has:
+        found += scoring_level(trainer, here, said, within)
+    if 3 in wanted and "rewards" in has:
+        found += reward_level(trainer, here, within)
+    if 2 in wanted:
+        found += sampling_level(trainer, here, said, draws=draws, seed=seed, alpha=alpha)
+    return _report(name or str(getattr(make, "__name__", type(make).__name__)), here, found)
+
+
+def assert_trainer_conforms(make: Callable[[ModelWorld], Any], **options: Any) -> Report:
+    """For tests: AssertionError with the whole report where the trainer does not conform."""
+    report = conform_trainer(make, **options)
+    if not report.ok:
+        raise AssertionError(str(report))
+    return report
+
+
+NEEDS = {2: ("sample",), 3: ("log_probabilities", "rewards"), 5: ("train",), 6: ("train",)}
+
+
+def _wanted(levels: Sequence[int] | None, has: Sequence[str]) -> list[int]:
+    offered = [level for level in LEVELS if any(m in has for m in NEEDS[level])]
+    if {5, 6} & set(offered) and "log_probabilities" not in has:
+        offered = [level for level in offered if level < 5]
+    if levels is None:
+        return offered
+    for level in levels:
+        if level not in LEVELS:
+            raise ValueError(f"there is no level {level} for a whole trainer; there are 2, 3, 5 and 6")
+        if level not in offered:
+            needs = " or ".join(NEEDS[level]) + (" and log_probabilities" if level > 3 else "")
+            raise ValueError(f"level {level} needs the method {needs}, which the adapter does not have")
+    return sorted(levels)
+
+
+def _report(name: str, world: ModelWorld, found: Sequence[Finding]) -> Report:
+    failed = [f for f in found if f.check.status == "fail"]
+    named = next((f for f in failed if f.cause_name is not None), failed[0] if failed else None)
+    return Report(
+        name,
+        f"enumeration on the {world.kind} world",
+        {},
+        tuple(f.check for f in found),
+        named.cause_name if named else None,
+        named.cause if named else None,
+        named.nearest if named else (),
+    )
