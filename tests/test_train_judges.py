@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from preflab.algorithms.optimisation import PrefixTree
+from preflab.algorithms.planning import evaluate
 from preflab.envs import TreeKernel
 from preflab.envs.budget import BudgetExhausted
 from preflab.envs.judge_scores import length, readability, real_words
@@ -209,12 +210,15 @@ def test_a_lattices_tables_are_read_back(small):
 
 
 def test_the_expected_reward_of_a_lattice_is_its_value(small):
-    """By the judge on sampled completions' law, and by the world with the table as its reward."""
+    """By the judge, weighted with the law of completions, and by policy evaluation on the world with that reward."""
     rewards = np.random.default_rng(2).normal(size=small.world.n_leaves)
     prompts, completions = small.completions()
     asked = lattice_judge(small, rewards).rewards(prompts, completions)
     world = small.world.with_response_reward(rewards)
-    np.testing.assert_allclose(asked, world.leaf_rewards(), atol=1e-12)
+    start = world.initial[1:][np.asarray(world.leaf_prompts)]
+    value = evaluate(world, world.reference).value
+    assert start * world.leaf_probabilities() @ asked == pytest.approx(value, abs=1e-12)
+    assert start * world.leaf_probabilities() @ asked[::-1] != pytest.approx(value, abs=1e-3)  # the control
 
 
 def test_what_is_outside_of_a_lattice_is_named(small):
@@ -238,7 +242,7 @@ def test_tables_of_a_wrong_kind_are_refused(small):
     n = small.world.n_leaves
     with pytest.raises(ValueError, match=rf"shape \(3,\); expected rewards \({n},\)"):
         lattice_judge(small, [1.0, 2.0, 3.0])
-    with pytest.raises(ValueError, match="prompt 0: P.*must be in"):
+    with pytest.raises(ValueError, match=r"prompt 0: P.*must be in"):
         lattice_judge(small, np.zeros((2, n // 2, n // 2)))
     with pytest.raises(ValueError, match="nan to row 0"):
         lattice_judge(small, np.full(n, np.nan))
@@ -290,7 +294,7 @@ def test_a_majority_of_named_judges_is_the_worlds_majority_and_can_be_intransiti
 
 
 def test_unknown_names_and_missing_tokenizers_are_named():
-    with pytest.raises(ValueError, match="judge 'sentimant' is not one of .*did you mean 'sentiment'"):
+    with pytest.raises(ValueError, match=r"judge 'sentimant' is not one of .*did you mean 'sentiment'"):
         named_judge("sentimant", Words(TEXTS))
     with pytest.raises(
         ValueError, match="'sentiment' reads texts: give a tokenizer, or take the judge 'tokens'"
@@ -435,7 +439,9 @@ def test_an_encoder_is_asked_as_a_whole():
 
         def __init__(self):
             super().__init__()
-            self.table = torch.nn.Embedding(4, 1)
+            self.table = torch.nn.Embedding(4, 1, dtype=torch.float64)
+            with torch.no_grad():
+                self.table.weight.copy_(torch.tensor([[0.4], [-1.3], [0.7], [2.1]]))
 
         def get_input_embeddings(self):
             return self.table
@@ -448,7 +454,7 @@ def test_an_encoder_is_asked_as_a_whole():
     model = Encoder()
     weights = model.table.weight[:, 0].tolist()
     np.testing.assert_allclose(
-        of_chats(reward_model_judge(model)), [sum(weights[t] for t in [*x, *y]) for x, y in CHATS], rtol=1e-6
+        of_chats(reward_model_judge(model)), [sum(weights[t] for t in [*x, *y]) for x, y in CHATS], rtol=1e-12
     )
 
 
@@ -538,9 +544,10 @@ def test_templates_are_checked():
         ValueError, match=r"answer 'A B' is the judge's tokens \[\d+, \d+\]; take answers of one token"
     ):
         pair_judge(template=replace(TEMPLATE, answers=("A B", "B")))
+    judge = pair_judge()
+    long = judge.tokenizer("is " * 40)["input_ids"]
     with pytest.raises(ValueError, match="context of 32: shorten the prompt"):
-        judge = pair_judge()
-        judge.preferences([judge.tokenizer("is " * 40)["input_ids"]], [[1]], [[2]])
+        judge.preferences([long], [[1]], [[2]])
 
 
 @pytest.mark.llm
