@@ -42,7 +42,8 @@ class Completions:
 class PairBatch:
     """Comparisons: row i of `chosen` was preferred to row i of `rejected`, a draw from the annotator.
 
-    calibration  further single responses, drawn from the reference (VPO); their number need not be B
+    calibration  single responses drawn from the reference. VPO: further ones, whose number need not be B. XPO: of each
+                 comparison the one that the reference drew, row by row
     """
 
     chosen: Completions

@@ -199,6 +199,8 @@ def _pair_target(name: str, p: Mapping[str, float]) -> PairRecipe:
         return PairRecipe("dpo", scale=p["beta"], imitation=p["eta"] * p["beta"])
     if name == "vpo":
         return PairRecipe("dpo", scale=p["beta"], calibration=p["sign"] * p["alpha"] * p["beta"])
+    if name == "xpo":
+        return PairRecipe("dpo", scale=p["beta"], calibration=p["alpha"])
     return PairRecipe("dpo", scale=p["beta"])
 
 

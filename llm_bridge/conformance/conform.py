@@ -195,15 +195,22 @@ class _Bench:
         return {"here": w.policy, "reference": w.reference, "optimum": best}[place]
 
     @cached_property
-    def _pairs(self) -> tuple[Index, Index]:
+    def paired(self) -> bool:
+        return self.target.kind in ("pairs", "exploring")
+
+    @cached_property
+    def _pairs(self) -> tuple[Index, ...]:
+        """Numbers of chosen and rejected, and for XPO of the one that the reference drew."""
+        if self.target.kind == "exploring":
+            return self.world.exploring_rows()
         return self.world.pair_rows(self.setting.general)
 
     @cached_property
     def order(self) -> Index:
         """Rows of the population by length, so that micro-batches differ in it."""
         w = self.world
-        if self.target.kind == "pairs":
-            chosen, rejected = self._pairs
+        if self.paired:
+            chosen, rejected = self._pairs[:2]
             return np.argsort(w.lengths(chosen) + w.lengths(rejected), kind="stable")
         rows = self.rows_at("here")
         return np.argsort(w.lengths(rows).sum(1), kind="stable")
@@ -219,10 +226,10 @@ class _Bench:
     def batch(self, place: str, only: Index | None = None) -> Callable[[Tensor], Any]:
         """Token log-probabilities (n, T) -> the population's batch, or that of some of its rows (of its groups)."""
         w, s = self.world, self.setting
-        if self.target.kind == "pairs":
-            chosen, rejected = self._pairs
+        if self.paired:
             at = self.order[::-1] if only is None else only
-            return lambda tokens: w.pair_batch(tokens, chosen[at], rejected[at])
+            rows = [numbers[at] for numbers in self._pairs]
+            return lambda tokens: w.pair_batch(tokens, *rows)
         rows = self.rows_at(place)
         rows = rows if only is None else rows[only]
         return lambda tokens: w.sample_batch(tokens, rows, s.reward, s.P)

@@ -1,7 +1,7 @@
 r"""`conform_trainer(Mine)`: a whole trainer's sampling, scores and runs, held to what can be enumerated.
 
-Level 3 comes first in a report, since it is exact, then 2 (draws), 6 (exact) and 5 (draws); the likely cause of a report is
-that of the first check that fails with a name. Which levels there are follows from the adapter's methods:
+Level 3 comes first in a report, since it is exact, then 2 (draws), 6 (exact) and 5 (draws); the likely cause of a
+report is that of the first check that fails with a name. Which levels there are follows from the adapter's methods:
 
   log_probabilities, rewards  3      sample  2      train  6 and 5 (with log_probabilities)
 """

@@ -6,8 +6,8 @@ completions are held to their exact probabilities by two tests, of which the sma
   chi-square, cells that expect fewer than 10 draws pooled; and total variation, by a bound that holds for every n:
   P(TV > sum_y sqrt(p_y (1 - p_y) / n) / 2 + t) <= exp(-2 n t^2), since one draw moves TV by at most 1/n.
 
-Rows of one batch, and of two batches with different seeds, must be independent: pairs of rows to one prompt must agree as
-often as their law says, and the first tokens of neighbouring rows must not know of each other.
+Rows of one batch, and of two batches with different seeds, must be independent: pairs of rows to one prompt must agree
+as often as their law says, and the first tokens of neighbouring rows must not know of each other.
 
 All p-values of a report are judged together by Holm's method, so that an honest trainer fails some check with
 probability `alpha` at most. A law that fails is compared with a catalogue of faults, of which one is named only if the
@@ -36,7 +36,7 @@ EXPECTED = 10.0
 NAMED = 1e-3  # a fault is named if the draws do not reject it at this level
 
 
-# ---- tests of counts ---------------------------------------------------------------------------------------------------
+# ---- tests of counts -------------------------------------------------------------------------------------------------
 
 
 def chi_square(counts: Index, p: Array) -> float:
@@ -86,7 +86,7 @@ def holm(p_values: Sequence[float], alpha: float) -> list[bool]:
     return rejected
 
 
-# ---- draws -------------------------------------------------------------------------------------------------------------
+# ---- draws -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,8 +119,8 @@ def draw(
 
 
 SHAPES = {
-    "end_dropped": "the end token is missing from the completion: it was drawn, and stripped or masked, so that it is never "
-    "scored and the model never learns to stop",
+    "end_dropped": "the end token is missing from the completion: it was drawn, and stripped or masked, so that it is "
+    "never scored and the model never learns to stop",
     "after_end": "text goes on after the end token: rows that have ended are not cut there",
     "too_long": "completions are longer than the horizon",
     "cut_early": "completions are cut too early: the largest length counts the prompt, or is one too short",
@@ -148,7 +148,7 @@ def odd_shape(world: ModelWorld, draws: Draws) -> str | None:
     return "cut_early"
 
 
-# ---- independence --------------------------------------------------------------------------------------------------------
+# ---- independence ----------------------------------------------------------------------------------------------------
 
 
 def agreement(first: Index, second: Index) -> float:
@@ -386,7 +386,7 @@ def _fitted(member: Callable[[float], Array], counts: Index, starts: Array) -> f
 
 
 def explain_law(found: Iterator[LawCandidate], counts: Index) -> tuple[LawCandidate | None, list[Match]]:
-    """The candidate that the draws do not reject, with the largest likelihood less its price of fitting; the nearest."""
+    """The candidate that the draws do not reject, by likelihood less its price of fitting; and the nearest ones."""
     P, ranked = len(counts), []
     for c in found:
         p = np.exp(c.law)
@@ -403,7 +403,7 @@ def explain_law(found: Iterator[LawCandidate], counts: Index) -> tuple[LawCandid
     return best, matches
 
 
-# ---- the level ---------------------------------------------------------------------------------------------------------
+# ---- the level -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -486,8 +486,9 @@ def _finding(
     odd = odd_shape(world, case.draws)
     if odd is not None:
         (prompt, text), share = case.draws.odd[0], len(case.draws.odd) / case.draws.all
-        text_ = f"{share:.0%} of the draws are no completions of at most {world.horizon} tokens: {list(text)} to prompt {prompt}"
-        return Finding(Check(case.title, 2, "fail", text_, {"share": share}), odd, SHAPES[odd])
+        said = f"{share:.0%} of the draws are no completions of at most {world.horizon} tokens: "
+        said += f"{list(text)} to prompt {prompt}"
+        return Finding(Check(case.title, 2, "fail", said, {"share": share}), odd, SHAPES[odd])
     counts, n = case.draws.counts, int(case.draws.counts.sum(1).max())
     p = np.exp(case.law)
     tv = [total_variation(k, q) for k, q in zip(counts, p, strict=True)]

@@ -1,7 +1,7 @@
 r"""A world for whole trainers: models so small that every completion of every prompt can be written down.
 
-Three models share one vocabulary: "policy", "reference", and "base", which is what a policy without its adapter is where
-training goes on from a trained adapter. Completions have at most H tokens; they are ended by the end token, which is
+Three models share one vocabulary: "policy", "reference", and "base", which is what a policy without its adapter is
+where training goes on from a trained adapter. Completions have at most H tokens; they are ended by the end token, which is
 scored, or cut at H. The end token is also the pad token, and stands inside one prompt, as with chat templates. Prompts
 have one, four and two tokens, so that a batch of them is padded.
 
@@ -82,7 +82,8 @@ class Sampling:
 
 @dataclass(frozen=True, eq=False)
 class ModelWorld:
-    """models  a role -> a fresh model, called as transformers' models are, in training mode (a trainer turns dropout off)
+    """models  a role -> a fresh model, called as transformers' models are, in training mode (a trainer turns
+            dropout off)
     words   the text of each token; `encode` reads a text by the longest match, so that "a" + "b" becomes "ab"
     dtype   of the models
     """

@@ -17,6 +17,7 @@ from ...algorithms.r_to_q_star import token_dpo_loss
 from ...algorithms.rpo import rpo_loss
 from ...algorithms.sppo import sppo_loss
 from ...algorithms.vpo import vpo_loss
+from ...algorithms.xpo import xpo_loss
 from .batch import PairBatch, SampleBatch, TrainerLoss, total
 
 if TYPE_CHECKING:
@@ -128,6 +129,22 @@ def _vpo(beta: float, alpha: float, sign: float) -> TrainerLoss:
     return loss
 
 
+def drawn_is_chosen(batch: PairBatch) -> Tensor:
+    """(B,) whether the response that the reference drew is the chosen one; XPO's batches."""
+    return (batch.chosen.ids == batch.calibration.ids).all(1)
+
+
+def _xpo(beta: float, alpha: float) -> TrainerLoss:
+    def loss(b: PairBatch) -> Tensor:
+        import torch
+
+        second = drawn_is_chosen(b)
+        pi, ref = (torch.where(second[:, None], x.flip(1), x) for x in (sums(b), sums(b, "reference")))
+        return xpo_loss(pi, ref, (~second).double(), beta=beta, alpha=alpha)
+
+    return loss
+
+
 def _kl_policy_gradient(beta: float) -> TrainerLoss:
     def loss(b: SampleBatch) -> Tensor:
         c = b.completions
@@ -176,6 +193,7 @@ def trainers() -> Mapping[str, Ours]:
         "nash_md_pg": Ours("nash_md_pg", _nash_md_pg),
         "rpo": Ours("rpo", _rpo),
         "vpo": Ours("vpo", _vpo),
+        "xpo": Ours("xpo", _xpo),
     }
     exact = (
         ("k1", "response", "reward"),

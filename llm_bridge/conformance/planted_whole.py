@@ -81,7 +81,7 @@ def _generator(seed: int) -> Any:
     return torch.Generator().manual_seed(seed)
 
 
-# ---- sampling: another law of the next token ---------------------------------------------------------------------------
+# ---- sampling: another law of the next token -------------------------------------------------------------------------
 
 
 @_plant(2, "temperature", "huggingface/trl 4159")
@@ -128,7 +128,7 @@ class DrawsTheLikeliest(_Draws):
         return replace(self.policy, top_k=1)
 
 
-# ---- sampling: the wrong model, or mixture -----------------------------------------------------------------------------
+# ---- sampling: the wrong model, or mixture ---------------------------------------------------------------------------
 
 
 class _Mixes(_Draws):
@@ -192,7 +192,7 @@ class DrawsPolicyWithTheAdapterOff(_Draws):
         self.policy = self.reference = adapter_off(self.of(world.adapter()))
 
 
-# ---- sampling: padding, positions, cache, rows -------------------------------------------------------------------------
+# ---- sampling: padding, positions, cache, rows -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,7 +323,7 @@ class DrawsWithAMaskOfIds(_Draws):
         return bare.sample(prompts, horizon, _generator(seed), cached=False).completions
 
 
-# ---- sampling: ends and shapes -----------------------------------------------------------------------------------------
+# ---- sampling: ends and shapes ---------------------------------------------------------------------------------------
 
 
 @_plant(2, "end_never", "huggingface/trl 3091")
@@ -413,7 +413,7 @@ class DrawsFromAFixedSeed(_Draws):
         return super().sample(prompts, horizon, 42, role)
 
 
-# ---- scores ------------------------------------------------------------------------------------------------------------
+# ---- scores ----------------------------------------------------------------------------------------------------------
 
 
 @_plant(3, "token_mean", "huggingface/trl 1677")
@@ -587,7 +587,7 @@ class ScoresMixtureBySums(_Scores):
         return (1 - self.share) * pi + self.share * ref
 
 
-# ---- rewards -----------------------------------------------------------------------------------------------------------
+# ---- rewards ---------------------------------------------------------------------------------------------------------
 
 
 class _Rewards:

@@ -106,7 +106,7 @@ def _sum(values: list[Array]) -> Array:
 
 VIEW_CAUSES = {
     "token_mean": "log-probabilities are averaged over tokens, where they should be summed",
-    "no_end": "EOS not scored: the end token is missing from the completion's mask (pad == eos masks the real end, too)",
+    "no_end": "EOS not scored: the end token is not in the completion's mask (pad == eos masks the real end, too)",
     "no_last": "the last token of every completion is not scored: truncation, or a mask that is one too short",
     "no_first": "the first token of the completion is not scored: the prompt is taken for one token too long",
     "prompt": "prompt tokens are scored: the mask covers the prompt",
@@ -258,7 +258,7 @@ def _of_other_samplings(rows: _Rows, said: Declared, role: str, got: Array) -> I
     )
 
 
-# ---- the level ---------------------------------------------------------------------------------------------------------
+# ---- the level -------------------------------------------------------------------------------------------------------
 
 
 def distance(a: Array, b: Array) -> float:
@@ -339,7 +339,7 @@ def _named(
     if np.isfinite(off) and off < ROUNDING:
         bits = -math.log2(off)
         like = min(FORMATS, key=lambda f: abs(f[0] - bits))
-        cause = f"low precision: right to {bits:.0f} bits, as {like[1]} ({like[0]} bits) would be, where more are asked for"
+        cause = f"low precision: right to {bits:.0f} bits, as {like[1]} ({like[0]} bits) would be"
         return Finding(check, "low_precision", cause, matches)
     cause = "none of the catalogue's: another law, or two faults at once"
     return Finding(check, None, cause, matches)
@@ -376,12 +376,12 @@ def _precomputed(trainer: Any, rows: _Rows, said: Declared, tolerance: float) ->
     return _named(title, text, {"error": error}, others(), got, given, everywhere, tolerance)
 
 
-# ---- rewards -----------------------------------------------------------------------------------------------------------
+# ---- rewards ---------------------------------------------------------------------------------------------------------
 
 REWARD_CAUSES = {
     "penalty_missing": "the penalty for a missing end token is never given",
-    "penalty_of_the_row": "the penalty for a missing end token looks at prompt and completion together, so that an end token "
-    "in the prompt keeps it away",
+    "penalty_of_the_row": "the penalty for a missing end token looks at prompt and completion together, so that an end "
+    "token in the prompt keeps it away",
     "first_end": "the reward is read at the first end token of the row, which lies inside the prompt when pad == eos",
     "after_end": "the reward is put on the token after the end, where the mask drops it",
     "last_position": "the reward is read at the last position of the padded row",
@@ -401,7 +401,7 @@ def reward_level(trainer: Any, world: ModelWorld, tolerance: float, penalty: flo
     right = _reward(rows, penalty, lambda s, n, y: s[-1])
     error = distance(got, right)
     if error <= tolerance:
-        text = f"{len(got)} rewards are the score at the last token of the completion, less the penalty where it has no end"
+        text = f"{len(got)} rewards are the score at the completion's last token, less the penalty without an end"
         return [Finding(Check(title, 3, "pass", text, {"error": error}))]
     everywhere = np.ones(len(got), dtype=bool)
     text = f"up to {error:.3g} from the second route"
@@ -447,7 +447,7 @@ def _reward_candidates(rows: _Rows, penalty: float) -> Iterator[ScoreCandidate]:
     for b in rows.batches:
         texts = [[*x, *y] for x, y in zip(rows.prompts[b], rows.completions[b], strict=True)]
         width = max(map(len, texts))
-        for x, text in zip(rows.prompts[b], texts, strict=True):
+        for text in texts:
             s, padded = _padded_scores(world, text, width)
             first.append(s[padded.index(world.end) if world.end in padded else width - 1])
             last.append(s[-1])

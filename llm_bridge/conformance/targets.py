@@ -22,13 +22,14 @@ from ...algorithms.kl_policy_gradient import objective
 from ...algorithms.optimisation import fit, gather
 from ...algorithms.optimisation.losses import check_positive, check_share
 from ...algorithms.sppo import sppo_loss
+from ...algorithms.xpo import check_bonus
 from ...envs.kernels import Array
 from .world import TOTAL, ExactWorld
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Kind = Literal["pairs", "samples", "previous"]
+Kind = Literal["pairs", "exploring", "samples", "previous"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +54,7 @@ class Setting:
 class Target:
     """An objective by name.
 
-    kind      what a trainer of it is fed: "pairs"; "samples" of the policy, in groups; responses of "previous" = pi_t
+    kind      what a trainer of it is fed: "pairs"; "exploring", pairs of XPO; "samples" of the policy, in groups; responses of "previous" = pi_t
     defaults  its parameters, by the names of the paper, with the values that `conform` takes when none is given
     """
 
@@ -180,6 +181,27 @@ def _vpo(world: ExactWorld, *, beta: float, alpha: float, sign: float) -> Settin
     return _pairs(world, loss, general=False, optimum=None)
 
 
+def _xpo(world: ExactWorld, *, beta: float, alpha: float) -> Setting:
+    """By win rates: the mean of alpha log pi(y~) and of -P log s(h) - (1 - P) log s(-h) over all y and y~, L x L."""
+    import torch
+    from torch.nn.functional import softplus
+
+    beta, alpha = check_positive(beta, "beta"), check_bonus(alpha)
+    prompts, L = world.table.prompts, world.responses
+    P = torch.as_tensor(world.preferences(False))
+    y, drawn = (torch.as_tensor(counts / TOTAL) for counts in (world.previous, world.reference))
+    log_ref = torch.as_tensor(_log(world.reference)).reshape(prompts, L)
+
+    def exact(lp: Tensor) -> Tensor:
+        rows = lp.reshape(prompts, L)
+        reward = beta * (rows - log_ref)
+        margin = reward[:, :, None] - reward[:, None, :]
+        comparison = torch.einsum("xi,xj,xij->", y, drawn, softplus(-margin) + (1 - P) * margin)
+        return (comparison + alpha * (drawn * rows).sum()) / prompts
+
+    return Setting(exact, _found(world, exact), False, *_no_samples(world))
+
+
 # ---- objectives of single responses --------------------------------------------------------------------------------
 
 
@@ -249,6 +271,9 @@ TARGETS = {
         _target("inpo", "INPO", "pairs", _inpo, tau=0.1, eta=2.0),
         _target("rpo", "RPO: DPO with imitation of the chosen", "pairs", _rpo, beta=0.1, eta=0.5),
         _target("vpo", "VPO, offline (-1) or online (1)", "pairs", _vpo, beta=0.1, alpha=0.5, sign=-1.0),
+        _target(
+            "xpo", "XPO: DPO with optimism on the reference's draws", "exploring", _xpo, beta=0.1, alpha=0.01
+        ),
         _target("sppo", "SPPO", "previous", _sppo, eta=1.0),
         _target("kl_policy_gradient", "reward with a KL penalty", "samples", _kl_policy_gradient, beta=0.1),
         _target("nash_md_pg", "Nash-MD-PG", "samples", _nash_md_pg, tau=0.1, share=0.25),

@@ -1,7 +1,7 @@
 """Whole trainers: what a maintainer writes so that a trainer's own sampling, scoring and training can be looked at.
 
 An adapter is a class (or a function) that is given a `ModelWorld` and has any of the methods below, all in token ids. A
-method is asked for an option only if its signature names it; `options` says which values there are, the usual one first.
+method is asked for an option only if its signature names it; `options` has each one's values, the usual one first.
 
     class Mine:
         roles = ("policy", "reference")
@@ -173,7 +173,8 @@ def scored(
         values = values.sum(1)
     if values.shape != (len(prompts),):
         raise TrainerError(
-            f"the trainer's log_probabilities gave {values.shape} for {len(prompts)} completions; expected (n,) or (n, T)"
+            f"the trainer's log_probabilities gave {values.shape} for {len(prompts)} completions; "
+            "expected (n,) or (n, T)"
         )
     return values
 
@@ -211,7 +212,7 @@ def _numbers(found: Any) -> Array:
     return np.asarray(values, dtype=np.float64)
 
 
-# ---- what is right -----------------------------------------------------------------------------------------------------
+# ---- what is right ---------------------------------------------------------------------------------------------------
 
 
 def right_laws(world: ModelWorld, said: Declared, role: str) -> Array:

@@ -6,6 +6,7 @@ numbers: a response of probability 3/24 stands three times among 24 rows, a pref
 and one of the other. So the mean over one batch IS the expectation, to rounding, for a trainer that knows no weights.
 
   pairs      y, y' iid from pi_t (y != y'), labels with P(y > y') in {1/4, 1/2, 3/4}
+  exploring  pairs of XPO: y from pi_t, y~ from the reference
   samples    groups of three responses of the policy to one prompt: (i, j, i + j mod N) over all i, j < N, an orthogonal
              array, in which any two members are independent, so that baselines made of the others are unbiased
 
@@ -185,6 +186,24 @@ class ExactWorld:
             rejected.append(base + loser)
         return np.concatenate(chosen), np.concatenate(rejected)
 
+    def exploring_rows(self) -> tuple[Index, Index, Index]:
+        """`pair_rows` of XPO: y drawn from pi_t, y~ from the reference, labels of Bradley-Terry; and the number of y~.
+
+        y = y~ happens, and is a row of each label like any other pair: the bonus of XPO counts all y~.
+        """
+        chosen, rejected, drawn = [], [], []
+        L = self.responses
+        for x, (m, ref, P) in enumerate(
+            zip(self.previous, self.reference, self.preferences(False), strict=True)
+        ):
+            y, other = (z.reshape(-1) for z in np.meshgrid(np.arange(L), np.arange(L), indexing="ij"))
+            won, times = np.rint(4 * P[y, other]).astype(int), m[y] * ref[other]
+            for winner, loser, count in ((y, other, times * won), (other, y, times * (4 - won))):
+                chosen.append(x * L + np.repeat(winner, count))
+                rejected.append(x * L + np.repeat(loser, count))
+                drawn.append(x * L + np.repeat(other, count))
+        return np.concatenate(chosen), np.concatenate(rejected), np.concatenate(drawn)
+
     def group_rows(self, counts: Index) -> Index:
         """(groups, GROUP) numbers of responses; see the module for the design."""
         i, j = (x.reshape(-1) for x in np.meshgrid(np.arange(TOTAL), np.arange(TOTAL), indexing="ij"))
@@ -224,10 +243,12 @@ class ExactWorld:
 
     # ---- batches -------------------------------------------------------------------------------------------------
 
-    def pair_batch(self, tokens: Tensor, chosen: Index, rejected: Index) -> PairBatch:
-        """tokens (n, T): the policy's, of `token_log_probabilities`."""
+    def pair_batch(
+        self, tokens: Tensor, chosen: Index, rejected: Index, drawn: Index | None = None
+    ) -> PairBatch:
+        """tokens (n, T): the policy's, of `token_log_probabilities`; drawn: by the reference, None = its whole law."""
         one = self.completions
-        drawn = self.rows_of(self.reference).reshape(-1)
+        drawn = self.rows_of(self.reference).reshape(-1) if drawn is None else drawn
         return PairBatch(one(tokens, chosen), one(tokens, rejected), one(tokens, drawn))
 
     def sample_batch(self, tokens: Tensor, rows: Index, reward: Array, P: Array) -> SampleBatch:
