@@ -439,7 +439,7 @@ def sampling_level(
     after: tuple[Any, Array, Array] | None = None,
 ) -> list[Finding]:
     """after  a trainer that has been trained, its policy's log-probabilities (prompts, C) after it, and before"""
-    cases = []
+    cases: list[_Case] = []
     for role in said.roles:
         for options in variants(trainer, "sample"):
             title = f"samples of the {role}" + (f" ({words_of(options)})" if options else "")
@@ -485,9 +485,9 @@ def _finding(
 ) -> Finding:
     odd = odd_shape(world, case.draws)
     if odd is not None:
-        (prompt, text), share = case.draws.odd[0], len(case.draws.odd) / case.draws.all
+        (prompt, example), share = case.draws.odd[0], len(case.draws.odd) / case.draws.all
         said = f"{share:.0%} of the draws are no completions of at most {world.horizon} tokens: "
-        said += f"{list(text)} to prompt {prompt}"
+        said += f"{list(example)} to prompt {prompt}"
         return Finding(Check(case.title, 2, "fail", said, {"share": share}), odd, SHAPES[odd])
     counts, n = case.draws.counts, int(case.draws.counts.sum(1).max())
     p = np.exp(case.law)

@@ -1,9 +1,9 @@
 r"""A world for whole trainers: models so small that every completion of every prompt can be written down.
 
 Three models share one vocabulary: "policy", "reference", and "base", which is what a policy without its adapter is
-where training goes on from a trained adapter. Completions have at most H tokens; they are ended by the end token, which is
-scored, or cut at H. The end token is also the pad token, and stands inside one prompt, as with chat templates. Prompts
-have one, four and two tokens, so that a batch of them is padded.
+where training goes on from a trained adapter. Completions have at most H tokens; they are ended by the end token, which
+is scored, or cut at H. The end token is also the pad token, and stands inside one prompt, as with chat templates.
+Prompts have one, four and two tokens, so that a batch of them is padded.
 
 The exact side is a second route: one text at a time, without padding, without a cache, dropout off, in float64, and
 plain NumPy after the logits (`ModelWorld.logits`). A `layout` reads the same text as a faulty trainer would:
@@ -355,9 +355,15 @@ def _transformers(kind: str, horizon: int, seed: int, dtype: str) -> Callable[[]
     import torch
     import transformers
 
-    ids = {"vocab_size": 4, "eos_token_id": 3, "pad_token_id": 3, "bos_token_id": 0, "initializer_range": 1.0}
+    ids: dict[str, Any] = {
+        "vocab_size": 4,
+        "eos_token_id": 3,
+        "pad_token_id": 3,
+        "bos_token_id": 0,
+        "initializer_range": 1.0,
+    }
     if kind == "gpt2":
-        config = transformers.GPT2Config(**ids, n_embd=16, n_layer=2, n_head=2, n_positions=16)
+        config: Any = transformers.GPT2Config(**ids, n_embd=16, n_layer=2, n_head=2, n_positions=16)
     else:
         config = transformers.LlamaConfig(
             **ids,

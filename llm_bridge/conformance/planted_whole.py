@@ -211,7 +211,7 @@ class _Misread(TransformerPolicy):
         if "mask" in self.fault:
             mask = torch.ones_like(mask)
         if "id" in self.fault and n == total:
-            mask = (ids != self.pad_id).long()
+            mask = ids.ne(self.pad_id or 0).long()
             mask[:, -1] = 1
             positions = (mask.cumsum(1) - 1).clamp(min=0)
         return super().logits(ids, mask, positions, **more)
@@ -276,8 +276,7 @@ class _StaleDecoder(_ModelDecoder):
 
         first = self.__dict__.setdefault("_of_the_prompt", copy.deepcopy(self._cache))
         self._cache = copy.deepcopy(first)
-        n = self._ids.shape[1] if "_width" not in self.__dict__ else self._width
-        self._width = n
+        n = self.__dict__.setdefault("_width", self._ids.shape[1])
         self._mask = torch.cat([self._mask[:, :n], torch.ones_like(self._mask[:, :1])], 1)
         self._read(tokens[:, None])
 

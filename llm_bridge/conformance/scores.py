@@ -328,7 +328,8 @@ def _named(
     inside: Array,
     tolerance: float,
 ) -> Finding:
-    check, near = Check(title, 3, "fail", text, numbers), {}
+    check = Check(title, 3, "fail", text, numbers)
+    near: dict[str, float] = {}
     for c in others:
         far = distance(c.values[inside], got[inside])
         if far <= tolerance:

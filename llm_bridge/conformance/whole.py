@@ -92,7 +92,7 @@ def declared(trainer: Any) -> Declared:
     unknown = [r for r in roles if r not in ("policy", "reference", "mixture")]
     if unknown:
         raise ValueError(f"the trainer has the role {unknown[0]!r}; roles are policy, reference and mixture")
-    share, how = getattr(trainer, "share", None), getattr(trainer, "mixture", "token")
+    share, how = getattr(trainer, "share", None), str(getattr(trainer, "mixture", "token"))
     if "mixture" in roles and (share is None or not 0 < share < 1):
         raise ValueError(f"the trainer's share is {share}; a mixture needs the reference's weight, in (0, 1)")
     if how not in ("token", "sequence"):
@@ -106,7 +106,8 @@ def declared(trainer: Any) -> Declared:
     empty = [name for name, values in options.items() if not values]
     if empty:
         raise ValueError(f"the trainer's option {empty[0]!r} has no values")
-    return Declared(roles, sampling, float(share or 0.0), how, options)
+    mixes: Literal["token", "sequence"] = "sequence" if how == "sequence" else "token"
+    return Declared(roles, sampling, float(share or 0.0), mixes, options)
 
 
 def methods(trainer: Any) -> list[str]:
