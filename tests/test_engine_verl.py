@@ -88,7 +88,8 @@ def test_sppo():
 def test_a_penalty_of_another_weight_is_named():
     report = conform(plain("preflab_response", "preflab_gradient", 0.13), "kl_policy_gradient", beta=BETA)
     assert not report.ok
-    assert "0.13, where 0.1 is asked for" in report.cause
+    assert report.cause_name == "beta"
+    assert report.cause.endswith("weight is 0.13")
 
 
 # ---- the pure functions --------------------------------------------------------------------------------------------
