@@ -123,6 +123,10 @@ def by_hand(name, log_pi):
         return dpo - 0.05 * (mu * log_pi[:, :, None]).sum()
     if name == "vpo":
         return dpo - 0.05 * (np.exp(LOG_REF) * log_pi).sum() / 2
+    if name == "xpo":
+        joint = np.exp(LOG_PREVIOUS)[:, :, None] * np.exp(LOG_REF)[:, None, :] / 2  # of (y, y~)
+        logistic = -P * np.log(expit(0.1 * h)) - (1 - P) * np.log(expit(-0.1 * h))
+        return (joint * (logistic + 0.001 * log_pi[:, None, :])).sum()
     if name == "sppo":
         wins = np.einsum("xij,xj->xi", P, np.exp(LOG_PREVIOUS))
         return (np.exp(LOG_PREVIOUS) * (log_pi - LOG_PREVIOUS - wins + 0.5) ** 2).sum() / 2

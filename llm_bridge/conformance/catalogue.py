@@ -348,16 +348,28 @@ def pair_candidates(name: str, p: Mapping[str, float]) -> Iterator[Candidate]:
         plain, rest = replace(base, calibration=0.0), _calibration
         yield fault(
             "bonus_sign",
-            "sign of the calibration term: optimism adds alpha beta log pi, pessimism (an SFT term) "
-            "subtracts it",
+            "sign of the calibration term: optimism adds log pi, pessimism (an SFT term) subtracts it",
             calibration=-base.calibration,
         )
         yield fault("bonus_missing", "the calibration term is missing: this is DPO", calibration=0.0)
-        yield fault(
-            "bonus_without_beta",
-            "the calibration term has the weight alpha, where it is alpha beta",
-            calibration=base.calibration / base.scale,
-        )
+        if name == "xpo":
+            yield fault(
+                "bonus_beta",
+                "the bonus has the weight alpha beta, as in VPO, where XPO's is alpha",
+                calibration=base.calibration * base.scale,
+            )
+            yield Candidate(
+                "bonus_on_policy",
+                "the bonus is taken over the policy's own responses, where it is over the reference's",
+                "fault",
+                (lambda batch: plain(batch) + base.calibration * _own(batch),),
+            )
+        else:
+            yield fault(
+                "bonus_without_beta",
+                "the calibration term has the weight alpha, where it is alpha beta",
+                calibration=base.calibration / base.scale,
+            )
         yield Candidate(
             "bonus_weight", "DPO plus the calibration term with another weight", "fault", (plain, rest)
         )
@@ -399,7 +411,15 @@ def _sum(first: TrainerLoss, second: TrainerLoss, weight: float) -> TrainerLoss:
 
 
 def _calibration(batch: PairBatch) -> Tensor:
-    c = batch.calibration
+    return _mean_total(batch.calibration)
+
+
+def _own(batch: PairBatch) -> Tensor:
+    """log pi of XPO's other response, the one that pi_t drew: the pair without the reference's."""
+    return _mean_total(batch.chosen) + _mean_total(batch.rejected) - _mean_total(batch.calibration)
+
+
+def _mean_total(c: Completions) -> Tensor:
     return (c.policy * c.mask).sum(1).mean()
 
 
@@ -745,7 +765,7 @@ def families(name: str, p: Mapping[str, float]) -> Iterator[Family]:
     """For comparisons and SPPO; the weight of a KL penalty is found by a candidate of two terms."""
     if name == "sppo":
         yield Family("eta_other", "eta is in effect", p["eta"], lambda x: SquareRecipe(x))
-    if name not in ("dpo", "ipo", "inpo", "rpo", "vpo"):
+    if name not in ("dpo", "ipo", "inpo", "rpo", "vpo", "xpo"):
         return
     base, eps = _pair_target(name, p), p.get("label_smoothing", 0.0)
     asked = base.target if base.shape == "square" else base.scale

@@ -260,6 +260,23 @@ def _xpo_sign(batch: PairBatch) -> Tensor:
     return _dpo_of(batch, lambda c, which: total(getattr(c, which), c.mask)) - 0.05 * BETA * log_pi.mean()
 
 
+@_plant("xpo", "bonus_beta")
+def _xpo_alpha_of_vpo(batch: PairBatch) -> Tensor:
+    log_pi = total(batch.calibration.policy, batch.calibration.mask)
+    return _dpo_of(batch, lambda c, which: total(getattr(c, which), c.mask)) + 0.001 * BETA * log_pi.mean()
+
+
+@_plant("xpo", "bonus_on_policy")
+def _xpo_bonus_on_policy(batch: PairBatch) -> Tensor:
+    """The bonus of the responses that pi_t drew: exploration of what is drawn anyway."""
+    own = (
+        total(batch.chosen.policy, batch.chosen.mask)
+        + total(batch.rejected.policy, batch.rejected.mask)
+        - total(batch.calibration.policy, batch.calibration.mask)
+    )
+    return _dpo_of(batch, lambda c, which: total(getattr(c, which), c.mask)) + 0.001 * own.mean()
+
+
 @_plant("vpo", "bonus_sign")
 def _vpo_sign(batch: PairBatch) -> Tensor:
     log_pi = total(batch.calibration.policy, batch.calibration.mask)

@@ -54,7 +54,8 @@ class Setting:
 class Target:
     """An objective by name.
 
-    kind      what a trainer of it is fed: "pairs"; "exploring", pairs of XPO; "samples" of the policy, in groups; responses of "previous" = pi_t
+    kind      what a trainer of it is fed: "pairs"; "exploring", pairs of XPO; "samples" of the policy, in groups;
+              responses of "previous" = pi_t
     defaults  its parameters, by the names of the paper, with the values that `conform` takes when none is given
     """
 
@@ -272,7 +273,7 @@ TARGETS = {
         _target("rpo", "RPO: DPO with imitation of the chosen", "pairs", _rpo, beta=0.1, eta=0.5),
         _target("vpo", "VPO, offline (-1) or online (1)", "pairs", _vpo, beta=0.1, alpha=0.5, sign=-1.0),
         _target(
-            "xpo", "XPO: DPO with optimism on the reference's draws", "exploring", _xpo, beta=0.1, alpha=0.01
+            "xpo", "XPO: DPO with optimism on the reference's draws", "exploring", _xpo, beta=0.1, alpha=0.001
         ),
         _target("sppo", "SPPO", "previous", _sppo, eta=1.0),
         _target("kl_policy_gradient", "reward with a KL penalty", "samples", _kl_policy_gradient, beta=0.1),
