@@ -354,6 +354,12 @@ def pair_candidates(name: str, p: Mapping[str, float]) -> Iterator[Candidate]:
         yield fault("bonus_missing", "the calibration term is missing: this is DPO", calibration=0.0)
         if name == "xpo":
             yield fault(
+                "ipo_with_bonus",
+                "it is IPO's square loss with XPO's bonus",
+                "objective",
+                shape="ipo",
+            )
+            yield fault(
                 "bonus_beta",
                 "the bonus has the weight alpha beta, as in VPO, where XPO's is alpha",
                 calibration=base.calibration * base.scale,

@@ -400,6 +400,13 @@ class _Run:
         if missed and not nothing and self._name_the_strength():
             return
         near = math.inf if nothing else explain(e.whole, [self.bench.exact_here.gradient])[0]
+        if missed and near <= self.tolerance:
+            self._blame(
+                "batch_statistic",
+                "on the whole batch the gradient is right, in its parts it is not: it is normalised by a statistic "
+                "of the batch (advantages by their deviation?), so that it depends on how the batch is split",
+            )
+            return
         if missed and near < NEARLY:
             self.cause = (
                 f"none of the catalogue's, but the gradient is right to {near:.1e}: rounding (bfloat16, float16; "

@@ -2,7 +2,7 @@
 
 dpo, ipo, ...             the package's losses (`ours`)
 planted:NAME              a bug (`planted`)
-trl:dpo[LOSS_TYPE]        TRL's DPOTrainer, where trl is installed (`trl`)
+trl:dpo[LOSS_TYPE], ...   TRL's trainers, where trl is installed (`trl_names`)
 MODULE:FUNCTION           imported; FUNCTION(batch) is the loss. The current folder is on the path
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from .ours import trainers as our_trainers
 from .planted import PLANTED
 from .report import Report
 from .targets import TARGETS
+from .trl_names import NAMES as TRL_NAMES
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def names() -> list[str]:
     return [
         *our_trainers(),
         *(f"planted:{name}" for name in PLANTED),
-        "trl:dpo[LOSS_TYPE]",
+        *TRL_NAMES,
         "MODULE:FUNCTION",
     ]
 
@@ -70,25 +70,9 @@ def find_trainer(
         own_parameters = bug.parameters if target == bug.against else {}
         return Trainer(name, bug.loss, target, TARGETS[target].checked({**own_parameters, **given}))
     if head == "trl":
-        found = re.fullmatch(r"(dpo|grpo)\[(\w+)((?:,\w+)*)\]", tail)
-        if found is None:
-            raise ValueError(f"{name!r} is not a trainer of TRL; write trl:dpo[sigmoid] or trl:grpo[dapo]")
-        from .trl import trl_dpo, trl_grpo
+        from .trl_names import trl_trainer
 
-        method, kind, options = found[1], found[2], found[3].split(",")[1:]
-        if method == "grpo":
-            target = against or "kl_policy_gradient"
-            made = TARGETS[target].checked(given)
-            return Trainer(name, trl_grpo(kind, made.get("beta", 0.1), *options), target, made)
-        if options:
-            raise ValueError(f"{name!r}: trl:dpo takes one loss type and no options")
-        target = against or ("ipo" if kind == "ipo" else "dpo")
-        made = TARGETS[target].checked(given)
-        beta = made.get("beta", made.get("tau", 0.1))
-        smoothing = made.get("label_smoothing", 0.0)
-        if kind == "exo_pair" and not smoothing:
-            smoothing = 1e-3  # TRL refuses 0; this is its recommendation
-        return Trainer(name, trl_dpo(kind, beta, smoothing), target, made)
+        return Trainer(name, *trl_trainer(tail, against, given))
     target = against or "dpo"
     return Trainer(name, imported(head, tail), target, TARGETS[target].checked(given))
 

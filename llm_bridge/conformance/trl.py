@@ -41,7 +41,7 @@ def trl_dpo(loss_type: str, beta: float, label_smoothing: float = 0.0) -> Traine
     """The loss of `trl.DPOTrainer` with DPOConfig(loss_type=[loss_type], beta=..., label_smoothing=...)."""
     if loss_type not in LOSS_TYPES:
         raise ValueError(f"TRL's DPOTrainer has no loss type {loss_type!r}; it has {', '.join(LOSS_TYPES)}")
-    trainer = _trainer("dpo_trainer", "DPOTrainer")
+    trainer = trainer_class("trainer.dpo_trainer", "DPOTrainer")
 
     def loss(batch: PairBatch) -> Tensor:
         import torch
@@ -51,10 +51,10 @@ def trl_dpo(loss_type: str, beta: float, label_smoothing: float = 0.0) -> Traine
         # Position 0 is predicted by nothing in a language model: TRL drops it when it shifts the mask.
         inputs = {"input_ids": torch.cat([c.ids for c in sides]), "completion_mask": mask}
         inputs["attention_mask"] = torch.ones_like(mask)
-        stand_in = _stand_in(loss_type, beta, label_smoothing)
-        stand_in.ref_model = _model(torch.cat([c.reference for c in sides]))
+        here = stand_in(loss_type, beta, label_smoothing)
+        here.ref_model = tokens_model(torch.cat([c.reference for c in sides]))
         value = trainer._compute_loss(
-            stand_in, _model(torch.cat([c.policy for c in sides])), inputs, return_outputs=False
+            here, tokens_model(torch.cat([c.policy for c in sides])), inputs, return_outputs=False
         )
         return value  # type: ignore[no-any-return]
 
@@ -78,7 +78,7 @@ def trl_grpo(loss_type: str, beta: float, *options: str) -> TrainerLoss:
             f"TRL's GRPOTrainer is written grpo[LOSS_TYPE,...]: LOSS_TYPE of {', '.join(GRPO_LOSS_TYPES)}, then any of "
             f"none, k3, sequence; got {', '.join((loss_type, *options))}"
         )
-    trainer = _trainer("grpo_trainer", "GRPOTrainer")
+    trainer = trainer_class("trainer.grpo_trainer", "GRPOTrainer")
 
     def loss(batch: SampleBatch) -> Tensor:
         c = batch.completions
@@ -86,12 +86,12 @@ def trl_grpo(loss_type: str, beta: float, *options: str) -> TrainerLoss:
         advantages = r - r.mean(1, keepdim=True)
         if "none" not in options:
             advantages = advantages / (r.std(1, keepdim=True) + 1e-4)
-        stand_in = _stand_in(loss_type, beta, 0.0)
-        stand_in.loss_type = loss_type
-        stand_in.args.use_bias_correction_kl = "k3" not in options
-        stand_in.importance_sampling_level = "sequence" if "sequence" in options else "token"
-        stand_in.max_completion_length = c.mask.shape[1]
-        stand_in._get_per_token_logps_and_entropies = lambda *_, **__: (c.policy, c.policy.detach() * 0, None)
+        here = stand_in(loss_type, beta, 0.0)
+        here.loss_type = loss_type
+        here.args.use_bias_correction_kl = "k3" not in options
+        here.importance_sampling_level = "sequence" if "sequence" in options else "token"
+        here.max_completion_length = c.mask.shape[1]
+        here._get_per_token_logps_and_entropies = lambda *_, **__: (c.policy, c.policy.detach() * 0, None)
         inputs = {
             "prompt_ids": c.ids[:, :0],
             "prompt_mask": c.mask[:, :0].long(),
@@ -101,20 +101,22 @@ def trl_grpo(loss_type: str, beta: float, *options: str) -> TrainerLoss:
             "ref_per_token_logps": c.reference,
             "num_items_in_batch": c.mask.sum(),
         }
-        return trainer._compute_loss(stand_in, None, inputs)  # type: ignore[no-any-return]
+        return trainer._compute_loss(here, None, inputs)  # type: ignore[no-any-return]
 
     loss.__name__ = f"trl_grpo_{'_'.join((loss_type, *options))}"
     return loss
 
 
-def _trainer(module: str, name: str) -> Any:
+def trainer_class(module: str, name: str, release: str = "1.16.0") -> Any:
+    """A trainer of the installed trl; ValueError with a release that has it where this one does not."""
+    remedy = f"pip install trl=={release} datasets"
     try:
-        return getattr(importlib.import_module(f"trl.trainer.{module}"), name)
+        return getattr(importlib.import_module(f"trl.{module}"), name)
     except ImportError as error:
-        raise ValueError(f"trl cannot be imported ({error}); pip install trl==1.16.0 datasets") from error
+        raise ValueError(f"trl's {name} cannot be imported ({error}); {remedy}") from error
 
 
-def _model(tokens: Tensor) -> Any:
+def tokens_model(tokens: Tensor) -> Any:
     """A model whose head gives log p of the next token where it is labelled, 0 elsewhere, as TRL's fused head does."""
 
     def forward(labels: Tensor, **_: Any) -> SimpleNamespace:
@@ -126,13 +128,14 @@ def _model(tokens: Tensor) -> Any:
     return forward
 
 
-def _stand_in(loss_type: str, beta: float, label_smoothing: float) -> SimpleNamespace:
+def stand_in(loss_type: str, beta: float, label_smoothing: float) -> SimpleNamespace:
     from collections import defaultdict
 
     metrics: dict[str, Any] = {"train": defaultdict(list), "eval": defaultdict(list)}
     accelerator = SimpleNamespace(
         device="cpu",
         num_processes=1,
+        process_index=0,
         gather=lambda x: x,
         gather_for_metrics=lambda x: x,
         reduce=lambda x, reduction: x,
