@@ -26,7 +26,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -567,7 +567,13 @@ def frozen_copy(policy: TransformerPolicy) -> TransformerPolicy:
     model = copy.deepcopy(policy.model)
     if hasattr(model, "requires_grad_"):
         model.requires_grad_(False)
-    return replace(policy, model=model)
+    return _plain(policy, model)
+
+
+def _plain(policy: TransformerPolicy, model: Any) -> TransformerPolicy:
+    """Another model with the policy's settings; what a subclass adds, such as an engine, belongs to the old one."""
+    own = {f.name: getattr(policy, f.name) for f in fields(TransformerPolicy)}
+    return TransformerPolicy(**own | {"model": model})
 
 
 def adapter_off(policy: TransformerPolicy) -> TransformerPolicy:
@@ -580,7 +586,7 @@ def adapter_off(policy: TransformerPolicy) -> TransformerPolicy:
         raise ValueError(
             f"{type(policy.model).__name__} has no adapter to disable: wrap it by peft, or take a frozen_copy"
         )
-    return replace(policy, model=_AdapterOff(policy.model))
+    return _plain(policy, _AdapterOff(policy.model))
 
 
 class _AdapterOff:
