@@ -594,3 +594,49 @@ def test_smollm2s_tokenizer_and_template():
         tokenizer,
         end_ids=[tokenizer.get_vocab()["<|im_end|>"]],
     ) == [found]
+
+
+@pytest.mark.llm
+def test_trl_makes_the_same_ids_of_the_same_rows():
+    """TRL's own preparation of a preference data set, up to what its chat template writes behind the end token."""
+    needs("trl", "datasets")
+    from types import SimpleNamespace
+
+    from datasets import Dataset
+    from trl import DPOTrainer
+
+    tokenizer = smollm2_tokenizer()
+    words = [" blue.", " green, I think.", " not what it was", " 17 km away", "\n\nA list", " naïve.", " ."]
+    asked = ["The sky is", "Say it:", "def f(x):\n    return", "  A  town"]
+    rng = np.random.default_rng(0)
+    pairs = [(x, *(words[i] for i in rng.choice(len(words), 2, replace=False))) for x in asked * 4]
+    formats = {
+        "explicit texts": [{"prompt": x, "chosen": a, "rejected": b} for x, a, b in pairs],
+        "shared texts": [{"chosen": x + " " + a, "rejected": x + " " + b} for x, a, b in pairs]
+        + [
+            {"chosen": "The sky is blue now.", "rejected": "The sky is black."}
+        ],  # by characters "bl" is shared
+        "explicit conversations": [
+            {"prompt": [user(x)], "chosen": [answer(a.strip())], "rejected": [answer(b.strip())]}
+            for x, a, b in pairs
+        ],
+        "shared conversations": [
+            {"chosen": [user(x), answer(a.strip())], "rejected": [user(x), answer(b.strip())]}
+            for x, a, b in pairs
+        ],
+    }
+    itself = SimpleNamespace(_tokenizer=tokenizer)
+    settings = SimpleNamespace(dataset_num_proc=None, max_length=None, truncation_mode="keep_start")
+    same = {}
+    for name, rows in formats.items():
+        found = read_records(rows, tokenizer)
+        theirs = DPOTrainer._prepare_dataset(itself, Dataset.from_list(rows), tokenizer, settings, "train")
+        same[name] = 0
+        for r, row in zip(found, theirs, strict=True):
+            whole = [(*row["prompt_ids"], *row[f"{side}_ids"]) for side in ("chosen", "rejected")]
+            ours = [r.prompt + r.chosen, r.prompt + r.rejected]
+            for a, b in zip(ours, whole, strict=True):
+                assert a == b[: len(a)], name
+                assert tokenizer.decode(b[len(a) :]).strip() == "", name
+            same[name] += r.prompt == tuple(row["prompt_ids"])
+    assert same == {name: len(rows) for name, rows in formats.items()}
