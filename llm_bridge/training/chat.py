@@ -176,7 +176,7 @@ class Encoder:
         """Prompt and two completions from texts that share their beginning.
 
         The prompt is what they have in common: of conversations the messages, of texts the tokens of the whole texts
-        (TRL takes the characters, which can cut a token in two).
+        (TRL 1.13.0 takes the characters, which can cut a token in two; 1.16.0 goes back to the whole token, as here).
         """
         if isinstance(first, str) != isinstance(second, str):
             raise ValueError("one of chosen and rejected is a text and the other a conversation")
