@@ -140,18 +140,20 @@ def _own_tokens(path: Path, tokenizer: Any) -> dict[str, Any]:
     """What the tokenizer knows and the model's configuration may lack: the end token, and with it a pad token."""
     import json
 
-    config = (
-        json.loads((path / "config.json").read_text(encoding="utf-8"))
-        if (path / "config.json").is_file()
-        else {}
-    )
-    end = config.get("eos_token_id")
-    if end is None and tokenizer is not None:
-        end = tokenizer.eos_token_id
+    config: dict[str, Any] = {}
+    for name in ("config.json", "generation_config.json"):
+        if (path / name).is_file():
+            config |= {k: v for k, v in json.loads((path / name).read_text("utf-8")).items() if v is not None}
+    end = config.get("eos_token_id", None if tokenizer is None else tokenizer.eos_token_id)
+    if config and end is None:
+        raise ValueError(
+            f"{path}: neither config.json nor a tokenizer says which token ends a text: write eos_token_id into "
+            "config.json"
+        )
     found: dict[str, Any] = {}
-    if end is not None and config.get("eos_token_id") is None:
+    if end is not None and "eos_token_id" not in config:
         found["end_ids"] = [end]
-    if end is not None and config.get("pad_token_id") is None:
+    if end is not None and "pad_token_id" not in config:
         found["pad_id"] = end if isinstance(end, int) else end[0]
     return found
 

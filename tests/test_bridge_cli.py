@@ -1,6 +1,7 @@
 """`preflab bridge`: on tiny models in this process; on SmolLM2 where it is installed (llm)."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -225,7 +226,10 @@ BAD = {
     "malformed": ((*NASH, "--prompts", "broken.jsonl"), "broken.jsonl, line 2"),
     "shipped": ((*NASH, "--prompts", "questions"), "needs a tokenizer with a chat template"),
     "nothing there": ((*NASH, "--resume"), "run holds no run to go on with"),
-    "too large": ((*LATTICE, "--memory", 0.001, "-k", 5, "--horizon", 9), "GiB"),
+    "too large": (
+        (*LATTICE, "--memory", 0.001, "-k", 5, "--horizon", 9),
+        "what fits: k = 5 with horizon = 5 or k = 2 with horizon = 9",
+    ),
     "out": ((*LATTICE, "--out", "."), "--out . is a folder"),
     "k": ((*LATTICE, "-k", 9), "k is 9; 5 tokens are left"),
 }
@@ -261,6 +265,67 @@ def test_a_folder_of_another_run_is_refused(tiny, change, message):
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_last_checkpoint(tiny, monkeypatch):
+    import torch
+    from preflab.llm_bridge.training import loop
+
+    right = loop.update
+
+    def poisoned(setup, rows, step, *rest):
+        if step == 3:
+            with torch.no_grad():
+                next(iter(setup.weights.values())).fill_(torch.nan)
+        return right(setup, rows, step, *rest)
+
+    monkeypatch.setattr(loop, "update", poisoned)
+    done = call(*NASH, *QUIET, "--set", "checkpoint_every=2")
+    assert done.exit_code == cli.USAGE
+    assert "step 4, round 3, rows" in done.stderr
+    assert "run keeps the checkpoint step_000002 and all numbers up to step 3" in done.stderr
+    assert "take a smaller --rate" in done.stderr
+    shown = CliRunner().invoke(cli.app, ["report", "run", "--json", "-"])
+    data = json.loads(shown.stdout)
+    assert (data["steps"], data["finished"], data["exact_steps"][-1]["step"]) == (3, False, 2)
+    bare = call(*NASH[:-1], "bare", *QUIET)
+    assert "bare keeps no checkpoint yet (--set checkpoint_every=N)" in bare.stderr
+    monkeypatch.setattr(loop, "update", right)  # the checkpoint is a good one: without the poison it goes on
+    again = call(*NASH, *QUIET, "--set", "checkpoint_every=2", "--resume", "--json")
+    whole = call(*NASH[:-1], "whole", *QUIET, "--set", "checkpoint_every=2", "--json")
+    assert json.loads(again.stdout)["after"] == json.loads(whole.stdout)["after"]
+
+
+def test_checkpoints_of_another_architecture_and_pickles_are_refused(tiny, monkeypatch):
+    given = (*NASH, *QUIET, "--set", "checkpoint_every=2")
+    assert call(*given).exit_code == 0
+    last = tiny / "run" / "checkpoints" / "step_000006"
+
+    def opened(model, **options):
+        net = tiny_model(VOCABULARY, width=8)
+        policy = TransformerPolicy(net, end_ids=[0], pad_id=0, vocabulary=VOCABULARY)
+        return models.OpenModel(model, policy, None)
+
+    with monkeypatch.context() as patch:  # under the same name, another network
+        patch.setattr(models, "open_model", opened)
+        other = call(*NASH[:-1], "other", *QUIET, "--set", "checkpoint_every=2")
+        assert other.exit_code == 0, other.output
+        wrong = call(*given, "--resume")
+        assert wrong.exit_code == cli.USAGE
+    shutil.copytree(tiny / "other" / "checkpoints" / last.name, last, dirs_exist_ok=True)
+    done = call(*given, "--resume")
+    assert done.exit_code == cli.USAGE
+    assert "which is of another architecture or number format" in done.stderr
+    (last / "weights.safetensors").rename(last / "weights.bin")
+    done = call(*given, "--resume")
+    assert done.exit_code == cli.USAGE
+    assert "it holds weights.bin, and pickles are never loaded" in done.stderr
+
+
+def test_a_judge_of_sentiment_has_a_scale_of_its_own():
+    assert [bridge_cli._scale(*x) for x in (("sentiment", None), ("sentiment", 1.0), ("length", None))] == [
+        0.2, 1.0, 1.0,
+    ]  # fmt: skip
+
+
 def test_a_damaged_question_is_named(tiny):
     assert call(*NASH, *QUIET).exit_code == 0
     (tiny / "run" / "asked.json").write_text("{")
@@ -278,7 +343,8 @@ def test_a_report_of_preflab_run_says_where_to_look(tmp_path):
 
 def test_weights_that_can_save_themselves_are_kept(tmp_path):
     class Model:
-        def save_pretrained(self, folder, safe_serialization):
+        def save_pretrained(self, folder, safe_serialization, save_embedding_layers=True):
+            assert not save_embedding_layers
             folder.mkdir()
             (folder / "new").touch()
 
@@ -389,6 +455,71 @@ def test_a_folder_is_opened_trained_by_an_adapter_and_kept(saved, tmp_path):
     assert (kept / "adapter_model.safetensors").is_file()
     assert (kept / "tokenizer.json").is_file()
     assert "food was" in (tmp_path / "run" / "report.html").read_text()
+
+
+LONG = "food was " * 12
+BOUNDARY = '{"prompt": "it was go", "chosen": "od food", "rejected": "od bad"}\n'
+
+
+@pytest.mark.llm
+@pytest.mark.parametrize(
+    ("method", "text", "options", "message"),
+    [
+        (
+            "nash_md",
+            f"food\n{LONG}\n",
+            (),
+            "prompts.txt, line 2, column prompt: it has 24 tokens; the context has room",
+        ),
+        ("dpo", BOUNDARY, (), "line 1, column chosen: the prompt's token ids are not the first ones"),
+        (
+            "dpo",
+            '{"prompt": "food was", "chosen": "", "rejected": " bad"}\n',
+            (),
+            "column chosen: it is empty",
+        ),
+        (
+            "dpo",
+            json.dumps({"prompt": "it", "chosen": " " + LONG * 2, "rejected": " bad"}) + "\n",
+            (),
+            "the context",
+        ),
+        ("nash_md", "food\n", ("--judge", "sentimental"), "did you mean 'sentiment'"),
+    ],
+)
+def test_texts_that_do_not_fit_are_named(saved, tmp_path, monkeypatch, method, text, options, message):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / ("prompts.txt" if method == "nash_md" else "pairs.jsonl")
+    file.write_text(text)
+    source = (
+        ("--prompts", file.name, "--judge", "readability")
+        if method == "nash_md"
+        else ("--records", file.name)
+    )
+    done = call("train", method, "--model", saved, *source, *options, "--horizon", 12, "--steps", 1)
+    assert done.exit_code == cli.USAGE, done.output
+    assert message in done.stderr
+    assert "Traceback" not in done.output
+
+
+@pytest.mark.llm
+def test_a_model_without_an_end_token_says_where_to_write_it(saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bare = shutil.copytree(saved, tmp_path / "bare")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (bare / name).unlink()
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": [4, 6]}\n')
+    given = ("lattice", "--model", "bare", "--prompts", "prompts.jsonl", "-k", 2, "--horizon", 2, "--json")
+    done = call(*given)
+    assert done.exit_code == cli.USAGE
+    assert "which token ends a text: write eos_token_id into config.json" in done.stderr
+    config = json.loads((bare / "config.json").read_text())
+    (bare / "config.json").write_text(
+        json.dumps(config | {"eos_token_id": 0})
+    )  # the remedy, without a pad token
+    done = call(*given)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["leaves"] == 7
 
 
 @pytest.mark.llm

@@ -59,7 +59,7 @@ def test_the_numbers_are_those_of_the_weights(tmp_path):
 
 
 def test_a_run_comes_to_the_exact_optimum_of_its_lattice(tmp_path):
-    settings = options(steps=250, batch=128, learning_rate=0.02, schedule="cosine", checkpoint_every=0)
+    settings = options(steps=150, batch=64, learning_rate=0.01, schedule="cosine", checkpoint_every=0)
     watch = Watch(k=3, horizon=2, every=0, samples=0)
     _, exact = run(tmp_path / "right", settings=settings, watch=watch)
     assert exact["before"]["distance"] > 0.3

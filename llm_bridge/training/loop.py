@@ -21,6 +21,7 @@ from ..policy import Scored, Tokens, TransformerPolicy
 from . import checkpoints as ck
 from . import run_folder
 from .collect import ask_rewards, collect, sample_answers
+from .judges import RewardJudge
 from .methods import Method, find_method
 from .rows import Rows, batch_of, batches_in_pass, joined, rows_of_records
 from .settings import TrainSettings
@@ -237,7 +238,7 @@ def _show(setup: Setup, step: int, folder: Path, decode: Callable[[Tokens], str]
         return
     completions = sample_answers(setup, prompts).completions
     rewards = None
-    if setup.judge is not None and setup.method.asks == "rewards":
+    if isinstance(setup.judge, RewardJudge) or (setup.judge is not None and setup.method.asks == "rewards"):
         rewards = ask_rewards(setup.judge, prompts, completions).tolist()
     run_folder.write_samples(folder, setup, step, prompts, completions, rewards, decode)
 

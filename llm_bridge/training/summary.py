@@ -239,6 +239,11 @@ def _optimum(
 
 def policy_numbers(judged: JudgedLattice, policy: LatticePolicy | None = None) -> dict[str, Any]:
     """All numbers of a model on the lattice, as its weights are now; None = of the model the lattice was made from."""
+    return measured(judged, policy)[0]
+
+
+def measured(judged: JudgedLattice, policy: LatticePolicy | None = None) -> tuple[dict[str, Any], Array]:
+    """`policy_numbers`, and the law (roots, L) they are of: the model reads the lattice once for both."""
     lattice = judged.lattice
     if policy is None:
         tables = lattice.reference
@@ -246,9 +251,10 @@ def policy_numbers(judged: JudgedLattice, policy: LatticePolicy | None = None) -
     else:
         tables, kept = _tables_and_kept(policy)
     covered = _covered(judged.world, tables, kept)
-    found = judged.numbers(judged.law(tables))
+    law = judged.law(tables)
+    found = judged.numbers(law)
     found["by_prompt"]["covered"] = covered.tolist()
-    return found | {"covered": float(judged.rho @ covered)}
+    return found | {"covered": float(judged.rho @ covered)}, law
 
 
 def _tables_and_kept(policy: LatticePolicy) -> tuple[Layered, tuple[Array, ...]]:

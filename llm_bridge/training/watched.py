@@ -30,7 +30,15 @@ from .judges import Judge, RewardJudge
 from .loop import TrainResult, train
 from .rows import uniforms
 from .settings import TrainSettings
-from .summary import JudgedLattice, best_responses, frontier, judge_lattice, likeliest, policy_numbers
+from .summary import (
+    JudgedLattice,
+    best_responses,
+    frontier,
+    judge_lattice,
+    likeliest,
+    measured,
+    policy_numbers,
+)
 
 EXACT, STEPS, DRAWN, LAYERS = "lattice.json", "lattice_steps.jsonl", "evaluation.json", "lattice"
 Progress = Callable[[int, int], None]
@@ -112,7 +120,7 @@ def train_watched(
 
     def look(row: dict[str, Any]) -> None:
         if watch.every and row["step"] % watch.every == 0 and row["step"] < settings.steps:
-            _note(path, row["step"], _now(judged, policy, watch))
+            _note(path, row["step"], _now(judged, policy, watch)[0])
         if on_step is not None:
             on_step(row)
 
@@ -129,9 +137,9 @@ def train_watched(
         decode=shown.decode,
         on_step=look,
     )
-    after = _now(judged, policy, watch)
+    after, law = _now(judged, policy, watch)
     _note(path, result.step, after)
-    _finish(path, judged, policy, after, watch)
+    _finish(path, judged, after, law)
     _write_drawn(path, "after", _drawn(policy, result.reference, watched, judge, settings, watch))
     return result
 
@@ -172,8 +180,8 @@ def _judged(
     return judge_lattice(world, judge, method, parameters, progress=progress("answers of the judge"))
 
 
-def _now(judged: JudgedLattice, policy: TransformerPolicy, watch: Watch) -> dict[str, Any]:
-    return policy_numbers(judged, LatticePolicy(policy, judged.lattice, watch.batch))
+def _now(judged: JudgedLattice, policy: TransformerPolicy, watch: Watch) -> tuple[dict[str, Any], Array]:
+    return measured(judged, LatticePolicy(policy, judged.lattice, watch.batch))
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -204,11 +212,8 @@ def _begin(folder: Path, judged: JudgedLattice, watch: Watch, resume: bool) -> N
     (folder / STEPS).unlink(missing_ok=True)
 
 
-def _finish(
-    folder: Path, judged: JudgedLattice, policy: TransformerPolicy, after: Mapping[str, Any], watch: Watch
-) -> None:
+def _finish(folder: Path, judged: JudgedLattice, after: Mapping[str, Any], law: Array) -> None:
     data = read(folder / EXACT)
-    law = judged.law(LatticePolicy(policy, judged.lattice, watch.batch).tables())
     data["after"] = dict(after)
     data["best"] = best_responses(judged, law)
     data["likeliest"]["after"] = likeliest(judged, law)

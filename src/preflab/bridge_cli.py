@@ -29,8 +29,13 @@ PROMPTS = "A file of prompts (.jsonl, .json, .parquet, .txt), or 'questions': ei
 Plain = Annotated[
     bool, typer.Option("--plain", help="Texts are continued as they are, without the model's chat template.")
 ]
+SCALES = {"sentiment": 0.2}  # lies in [0, 1]: at 1 the best text would beat the worst in 73 of 100 questions
 Scale = Annotated[
-    float, typer.Option(help="A judge of rewards prefers by sigma of their difference / SCALE.")
+    float | None,
+    typer.Option(
+        help="A judge of rewards prefers by sigma of their difference / SCALE.",
+        show_default="0.2 for sentiment, which lies in [0, 1]; else 1",
+    ),
 ]
 JudgeName = Annotated[
     str | None,
@@ -85,7 +90,7 @@ def lattice(
     horizon: Annotated[int, typer.Option(min=1, help="Largest number of tokens of a response.")] = 4,
     first: Annotated[int | None, typer.Option(min=1, help="Take the first so many prompts.")] = None,
     judge: JudgeName = None,
-    scale: Scale = 1.0,
+    scale: Scale = None,
     beta: Annotated[float, typer.Option(help="Of the KL-regularised optimum, with a judge.")] = 0.1,
     out: Annotated[
         Path | None, typer.Option(help="Write the world: .npz, for load_language_world.", show_default=False)
@@ -112,6 +117,7 @@ def lattice(
 
         _check_prompts(prompts)
         _check_targets(out, folder)
+        scale = _scale(judge, scale)
         limit = int(memory * 2**30)
         check_size(1, k, horizon, limit)  # what can never fit is said before the model is loaded
         opened = open_model(model, dtype=dtype, device=device)
@@ -275,7 +281,7 @@ def train(
         Path | None, typer.Option(help="Comparisons, for methods that learn from them.", show_default=False)
     ] = None,
     judge: JudgeName = None,
-    scale: Scale = 1.0,
+    scale: Scale = None,
     lora: Annotated[
         int | None, typer.Option(min=1, help="Train a LoRA adapter of this rank.", show_default="all weights")
     ] = None,
@@ -352,6 +358,7 @@ def train(
         _check_input(found, prompts, records, judge)
         _check_prompts(prompts)
         _check_file(records, "--records")
+        scale = _scale(judge, scale)
         goes_on = (out / "run.json").exists()
         if resume and not goes_on:
             raise ValueError(f"{out} holds no run to go on with: leave --resume out, or give its folder")
@@ -377,8 +384,13 @@ def train(
         texts = Texts(opened.decode, opened.pieces, opened.banned, [opened.readable(x) for x in distinct])
         words = f"{found.name}: {checked.steps} steps of {checked.batch}"
         make_console(stderr=True).print(f"{words} -> {escape(str(out))}", soft_wrap=True)
-        with _bars() as bar:
+        with _bars() as bar, _stopped(out) as reached:
             advance = bar("steps")
+
+            def on_step(row: dict[str, Any]) -> None:
+                reached.append(row["step"])
+                advance(row["step"], checked.steps)
+
             result = train_watched(
                 policy,
                 found.name,
@@ -391,7 +403,7 @@ def train(
                 watch=watched,
                 texts=texts,
                 resume=goes_on,
-                on_step=lambda row: advance(row["step"], checked.steps),
+                on_step=on_step,
                 progress=bar,
             )
         kept = _keep(result.policy.model, opened.tokenizer, out, lora is not None)
@@ -408,6 +420,27 @@ def train(
     for words, what in (("Trained weights", kept), ("Report", str(page))):
         if what is not None:
             console.print(f"{words}: {escape(what)}", soft_wrap=True)
+
+
+@contextmanager
+def _stopped(folder: Path) -> Iterator[list[int]]:
+    """Takes the numbers of the steps that were made; an error after one of them says what the folder keeps."""
+    reached: list[int] = []
+    try:
+        yield reached
+    except (ValueError, ArithmeticError) as error:
+        if not reached:
+            raise
+        from .llm_bridge.training.checkpoints import last_checkpoint
+
+        last = last_checkpoint(folder / "checkpoints")
+        kept = (
+            "no checkpoint yet (--set checkpoint_every=N)" if last is None else f"the checkpoint {last.name}"
+        )
+        raise ValueError(
+            f"{error}. {folder} keeps {kept} and all numbers up to step {reached[-1]}, which preflab report shows; the "
+            "same command would end here again: take a smaller --rate, or --dtype float32, and another --out"
+        ) from error
 
 
 def _split(pairs: list[str], method: Any) -> tuple[dict[str, float], dict[str, Any]]:
@@ -503,8 +536,10 @@ def _keep(model: Any, tokenizer: Any, out: Path, adapter: bool) -> str | None:
         return None
     target = out / ("adapter" if adapter else "model")
     aside = out / f".{target.name}.{os.getpid()}.part"
+    # Only layers have adapters; whether the embeddings have grown, peft would look up in the base model's folder.
+    options = {"save_embedding_layers": False} if adapter else {}
     try:
-        model.save_pretrained(aside, safe_serialization=True)
+        model.save_pretrained(aside, safe_serialization=True, **options)
         if tokenizer is not None:
             tokenizer.save_pretrained(aside)
         if target.exists():
@@ -588,6 +623,10 @@ def report_run(folder: Path, json_file: str | None) -> None:
 
 
 # ---- what both share -------------------------------------------------------------------------------------------------
+
+
+def _scale(judge: str | None, scale: float | None) -> float:
+    return SCALES.get(judge or "", 1.0) if scale is None else scale
 
 
 def _judge(name: str, tokenizer: Any, scale: float) -> Any:
