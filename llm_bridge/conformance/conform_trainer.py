@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ...envs.kernels import Array
+from .invariance import Bench, invariance_level
 from .laws import Finding, sampling_level
 from .models import TOLERANCES, ModelWorld, model_world
 from .report import Report
+from .runs import SEEDS, STEPS, policy_law, problem_of, run_level
 from .scores import reward_level, scoring_level
-from .whole import declared, make_trainer, methods
+from .whole import Declared, declared, make_trainer, methods, trained
 
 LEVELS = (2, 3, 5, 6)
 ALPHA = 0.001
@@ -29,6 +32,8 @@ def conform_trainer(
     world: str | ModelWorld = "tiny",
     name: str | None = None,
     draws: int = DRAWS,
+    runs: int = SEEDS,
+    steps: int = STEPS,
     alpha: float = ALPHA,
     tolerance: float | None = None,
     seed: int = 0,
@@ -39,26 +44,44 @@ def conform_trainer(
     levels     of 2, 3, 5, 6; None = all that the adapter's methods allow
     world      a kind of `model_world`, or a world
     draws      a prompt, a role and an option at level 2
+    runs       from different seeds at level 5, of so many steps
     alpha      the probability with which an honest trainer may fail at level 2, and again at level 5
-    tolerance  of log-probabilities, in nats; None = by the world's dtype
+    tolerance  of log-probabilities, in nats; None = by the world's dtype. Trained ones may differ by ten times as much
     seed       of the world and of the draws
     """
     if not 0 < alpha < 0.5:
         raise ValueError(f"alpha is {alpha}; it must lie in (0, 0.5)")
     if draws < 100:
         raise ValueError(f"draws is {draws}; at least 100 a prompt are needed")
+    if runs < 3 or steps < 2:
+        raise ValueError(f"there are {runs} runs of {steps} steps; level 5 needs 3 runs of 2 steps at least")
     here = model_world(world, seed=seed) if isinstance(world, str) else world
     within = TOLERANCES[here.dtype] if tolerance is None else tolerance
     trainer = make_trainer(make, here)
+    if getattr(trainer, "start", "policy") == "reference":
+        here = here.at_reference()
+        trainer = make_trainer(make, here)
     said, has = declared(trainer), methods(trainer)
     wanted = _wanted(levels, has)
+    if {5, 6} & set(wanted) and not callable(make):
+        raise ValueError(
+            "levels 5 and 6 train afresh for every run: give the adapter's class, not an object of it"
+        )
     found: list[Finding] = []
     if 3 in wanted and "log_probabilities" in has:
         found += scoring_level(trainer, here, said, within)
     if 3 in wanted and "rewards" in has:
         found += reward_level(trainer, here, within)
     if 2 in wanted:
-        found += sampling_level(trainer, here, said, draws=draws, seed=seed, alpha=alpha)
+        after = None
+        if "train" in has and "log_probabilities" in has and callable(make) and "policy" in said.roles:
+            after = _trained(make, here, said, within, seed)
+        found += sampling_level(trainer, here, said, draws=draws, seed=seed, alpha=alpha, after=after)
+    if 6 in wanted:
+        bench = Bench(make, problem_of(here, trainer), said, 10 * within, seed)
+        found += invariance_level(bench)
+    if 5 in wanted:
+        found += run_level(make, problem_of(here, trainer), seeds=runs, steps=steps, seed=seed, alpha=alpha)
     return _report(name or str(getattr(make, "__name__", type(make).__name__)), here, found)
 
 
@@ -68,6 +91,17 @@ def assert_trainer_conforms(make: Callable[[ModelWorld], Any], **options: Any) -
     if not report.ok:
         raise AssertionError(str(report))
     return report
+
+
+def _trained(
+    make: Callable[[ModelWorld], Any], world: ModelWorld, said: Declared, tolerance: float, seed: int
+) -> tuple[Any, Array, Array]:
+    """A trainer after a few steps, its policy's own scores then, and before."""
+    bench = Bench(make, problem_of(world, make_trainer(make, world)), said, tolerance, seed)
+    trainer = make_trainer(make, world)
+    before = policy_law(trainer, world)
+    trained(trainer, bench.task(optimiser=bench.offered("optimisers", "sgd")), seed, **bench.usual)
+    return trainer, policy_law(trainer, world), before
 
 
 NEEDS = {2: ("sample",), 3: ("log_probabilities", "rewards"), 5: ("train",), 6: ("train",)}
