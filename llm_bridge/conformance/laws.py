@@ -440,7 +440,7 @@ def sampling_level(
 ) -> list[Finding]:
     """after  a trainer that has been trained, its policy's log-probabilities (prompts, C) after it, and before"""
     cases: list[_Case] = []
-    for role in said.roles:
+    for role in said.drawn:
         for options in variants(trainer, "sample"):
             title = f"samples of the {role}" + (f" ({words_of(options)})" if options else "")
             drawn = draw(trainer, world, role, options, draws, seed + 1000 * len(cases))

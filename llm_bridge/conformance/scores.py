@@ -65,24 +65,30 @@ class _Rows:
         P = len(self.world.prompts)
         return [slice(k, k + P) for k in range(0, len(self.at), P)]
 
-    def logits(self, role: str, layout: str = "plain") -> list[Array]:
-        """(T + 1, V) of each row; padded to the longest of its batch."""
-        key = f"rows {role} {layout}"
+    def logits(self, role: str, layout: str = "plain", padded: str = "rows") -> list[Array]:
+        """(T + 1, V) of each row; padded to the longest of its batch: as one "rows", or "prompts" by themselves."""
+        key = f"rows {role} {layout} {padded}"
         if key in self.world._exact:
             return self.world._exact[key]  # type: ignore[no-any-return]
         found: list[Array] = []
         for b in self.batches:
             rows = list(zip(self.prompts[b], self.completions[b], strict=True))
-            width = max(len(x) + len(y) for x, y in rows)
-            found += [self.world.row_logits(role, x, y, layout, width - len(x) - len(y)) for x, y in rows]
+            lengths = [len(x) + len(y) * (padded == "rows") for x, y in rows]
+            pads = [max(lengths) - n for n in lengths]
+            found += [
+                self.world.row_logits(role, x, y, layout, n) for (x, y), n in zip(rows, pads, strict=True)
+            ]
         self.world._exact[key] = found
         return found
 
-    def laws(self, said: Declared, role: str, sampling: Sampling, layout: str = "plain") -> list[Array]:
+    def laws(
+        self, said: Declared, role: str, sampling: Sampling, layout: str = "plain", padded: str = "rows"
+    ) -> list[Array]:
         """log of the next token's law at each token of the completion, and after it, (T + 1, V)."""
         if role != "mixture":
-            return [sampling.law(z) for z in self.logits(role, layout)]
-        pairs = zip(*(self.laws(said, r, Sampling(), layout) for r in ("policy", "reference")), strict=True)
+            return [sampling.law(z) for z in self.logits(role, layout, padded)]
+        both = (self.laws(said, r, Sampling(), layout, padded) for r in ("policy", "reference"))
+        pairs = zip(*both, strict=True)
         return [sampling.law(mix(a, b, said.share)) for a, b in pairs]
 
     def tokens(self, laws: list[Array]) -> list[Array]:
@@ -143,6 +149,10 @@ def candidates(rows: _Rows, said: Declared, role: str, got: Array) -> Iterator[S
             values = rows.tokens(rows.laws(said, role, said.sampling, layout))
             name = LAYOUT_NAMES.get(layout, layout)
             yield ScoreCandidate(name, LAYOUT_CAUSES[layout], _sum(values))
+        # Prompts padded on the left and completions on the right, as trainers do that draw their own.
+        for layout in ("positions", "padding_read"):
+            values = rows.tokens(rows.laws(said, role, said.sampling, layout, "prompts"))
+            yield ScoreCandidate(LAYOUT_NAMES.get(layout, layout), LAYOUT_CAUSES[layout], _sum(values))
         yield ScoreCandidate("merge", MERGE, _merged(rows, said, role))
         yield from _of_other_samplings(rows, said, role, got)
     else:
@@ -271,12 +281,12 @@ def distance(a: Array, b: Array) -> float:
 
 def scoring_level(trainer: Any, world: ModelWorld, said: Declared, tolerance: float) -> list[Finding]:
     rows, found = _Rows(world), []
-    for role in said.roles:
+    for role in said.scored:
         for options in variants(trainer, "log_probabilities"):
             title = f"scores of the {role}" + (f" ({words_of(options)})" if options else "")
             found.append(_scores(trainer, rows, said, role, options, title, tolerance))
     takes = inspect.signature(trainer.log_probabilities).parameters
-    if "given" in takes and "reference" in said.roles:
+    if "given" in takes and "reference" in said.scored:
         found.append(_precomputed(trainer, rows, said, tolerance))
     return found
 

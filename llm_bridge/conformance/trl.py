@@ -145,7 +145,7 @@ def stand_in(loss_type: str, beta: float, label_smoothing: float) -> SimpleNames
         gradient_checkpointing_kwargs=None, discopop_tau=0.05, delta=None, steps_per_generation=1
     )
     return SimpleNamespace(
-        model=SimpleNamespace(training=True, is_gradient_checkpointing=False),
+        model=SimpleNamespace(training=True, is_gradient_checkpointing=False, _modules={}),  # no children: not of peft
         accelerator=accelerator,
         args=args,
         aux_loss_enabled=False,

@@ -24,7 +24,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -44,6 +44,7 @@ class WholeTrainer(Protocol):
     """Every attribute and method may be left out; without any method there is nothing to check.
 
     roles        of "policy", "reference", "mixture": whose laws the trainer has
+    drawn, scored   which of them it samples, and of which it has log-probabilities; all, where nothing is said
     share        of the reference in the mixture;  mixture  "token" or "sequence": how it mixes
     temperature, top_k, top_p   of the law that it means to sample, and to score
     options      name -> values, the usual one first
@@ -84,7 +85,9 @@ class Declared:
     sampling: Sampling
     share: float
     mixture: Literal["token", "sequence"]
-    options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    options: Mapping[str, tuple[Any, ...]]
+    drawn: tuple[str, ...]
+    scored: tuple[str, ...]
 
 
 def declared(trainer: Any) -> Declared:
@@ -107,7 +110,13 @@ def declared(trainer: Any) -> Declared:
     if empty:
         raise ValueError(f"the trainer's option {empty[0]!r} has no values")
     mixes: Literal["token", "sequence"] = "sequence" if how == "sequence" else "token"
-    return Declared(roles, sampling, float(share or 0.0), mixes, options)
+    drawn, scored = (tuple(getattr(trainer, name, roles)) for name in ("drawn", "scored"))
+    beyond = sorted({*drawn, *scored} - set(roles))
+    if beyond:
+        raise ValueError(
+            f"the trainer draws or scores {beyond[0]!r}, which is none of its roles {', '.join(roles)}"
+        )
+    return Declared(roles, sampling, float(share or 0.0), mixes, options, drawn, scored)
 
 
 def methods(trainer: Any) -> list[str]:
