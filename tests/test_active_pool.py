@@ -308,7 +308,8 @@ def test_a_pool_is_built_saved_compared_and_shown(tmp_path, monkeypatch, capsys)
 
 def test_arms_share_budgets_and_differences_are_paired(tmp_path, monkeypatch, capsys):
     found = experiment.on_the_pool(2, 12, budget=32)
-    assert list(found.curves) == ["disagreement", "ensemble", "uniform", "double", "passive"]
+    arms = ["disagreement", "variance", "ensemble", "uniform", "double", "passive", "shuffled"]
+    assert list(found.curves) == arms
     for arm, curve in found.curves.items():
         assert (curve["labels"][:, -1] == 32).all(), arm
         assert curve["win rate"].shape == curve["held out"].shape == (2, 12)
@@ -322,20 +323,42 @@ def test_arms_share_budgets_and_differences_are_paired(tmp_path, monkeypatch, ca
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_shuffled_answers_teach_nothing_and_true_ones_do():
+    """The control of every figure: the win rate stays where it starts, at that of a response by chance."""
+    train = load_pool(scale=experiment.SCALE, prompts=TRAINING)
+    given = experiment.arms(experiment.prior_settings(train))
+    both = {arm: given[arm] for arm in ("disagreement", "shuffled")}
+    found = experiment.compare(train, both, range(6), 32, budget=128)
+    ends = {arm: found.at(arm, "win rate", 128) for arm in both}
+    error = ends["shuffled"].std(ddof=1) / np.sqrt(6)
+    assert abs(ends["shuffled"].mean() - 0.5) < 4 * error
+    mean, half = found.difference("disagreement", "shuffled", "win rate", 128)
+    assert mean - half > 0
+    other = experiment.shuffled(train, 0)
+    for x in range(train.prompts):
+        rows = train.rows(x)
+        np.testing.assert_array_equal(np.sort(other.reward[rows]), np.sort(train.reward[rows]))
+    assert (other.reward != train.reward).mean() > 0.5
+
+
 def test_the_command_prints_its_tables(tmp_path, monkeypatch, capsys):
     small = load_pool(prompts=range(3))
     small = with_linear_reward(small)
     monkeypatch.setattr(experiment, "load_pool", lambda **options: small)
     monkeypatch.setattr(experiment, "lattice_pool", lambda: small)
-    short = ["--seeds", "2", "--rounds", "6", "--budget", "16"]
+    flat = replace(small, phi=small.phi[:, :2])
+    monkeypatch.setattr(experiment, "plane_pool", lambda: with_linear_reward(flat))
+    short = ["--seeds", "2", "--rounds", "4", "--budget", "16"]
     assert experiment.main(["pool", *short]) == 0
     assert "held out (the best policy: " in capsys.readouterr().out
     assert experiment.main(["lattice", *short, "--figure", str(tmp_path / "a.png")]) == 0
     assert "regret" in capsys.readouterr().out
     assert (tmp_path / "a.png").is_file()
+    assert experiment.main(["plane", *short]) == 0
+    assert "mass on the grid's border" in capsys.readouterr().out
     assert experiment.main(["thresholds", *short]) == 0
     rows = [
-        line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith(("| 0", "| 2"))
+        line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith(("| 0", "| inf"))
     ]
     assert float(rows[0][2].split()[0]) > float(rows[-1][2].split()[0])  # labels: eps = 0 before eps = 2
 

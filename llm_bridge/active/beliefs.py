@@ -7,7 +7,10 @@ r"""What is believed about a linear reward after some comparisons: a Gaussian po
     Ensemble         K "epistemic heads": each is the MAP estimate with a prior mean of its own (drawn once) and its own
                      weights of the comparisons (a bootstrap). A draw is a head at random.
 
-Both answer the same three questions: a draw of theta, the expected disagreement of two draws about pairs (`gaps`, on
+    Voted            draws from the posterior, pairs measured by the heads: querying by ensemble variance, alone
+    (`quadrature`)   the Bayesian posterior that all of them stand for, where two features are few enough for a grid
+
+They answer the same three questions: a draw of theta, the expected disagreement of two draws about pairs (`gaps`, on
 the scale of the reward, to be compared with eps), and theta, the point estimate whose policy is the answer. The
 ensemble's prior is the posterior's before any comparison, N(0, sigma_r^2 / lambda I), and its point estimate is the
 same, so that the two differ in nothing but how they represent what is not known.
@@ -211,6 +214,39 @@ class Ensemble:
         self.mle = OnlinePreferenceMLE.from_arrays(
             {k[4:]: v for k, v in arrays.items() if k.startswith("mle_")}
         )
+
+
+class Voted:
+    """The posterior draws and is the estimate; what is bought is where the heads of an ensemble disagree.
+
+    It differs from `RewardPosterior` in the query rule, and in nothing else.
+    """
+
+    def __init__(self, posterior: RewardPosterior, ensemble: Ensemble) -> None:
+        self.posterior, self.ensemble = posterior, ensemble
+
+    @property
+    def theta(self) -> Array:
+        return self.posterior.theta
+
+    def draw(self, rng: np.random.Generator) -> Array:
+        return self.posterior.draw(rng)
+
+    def ahead(self) -> HeadsAhead:
+        return self.ensemble.ahead()
+
+    def add(self, differences: Array, wins: ArrayLike) -> None:
+        self.posterior.add(differences, wins)
+        self.ensemble.add(differences, wins)
+
+    def arrays(self) -> dict[str, Any]:
+        parts = {"posterior": self.posterior.arrays(), "ensemble": self.ensemble.arrays()}
+        return {f"{part}_{k}": v for part, arrays in parts.items() for k, v in arrays.items()}
+
+    def restore(self, arrays: dict[str, Any]) -> None:
+        """The inverse of `arrays`; the stream of the weights is the learner's to restore."""
+        for part, belief in (("posterior_", self.posterior), ("ensemble_", self.ensemble)):
+            belief.restore({k.removeprefix(part): v for k, v in arrays.items() if k.startswith(part)})
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,23 @@
 r"""Does it pay to choose which pairs are labelled? Win rate against labels, at equal budgets, on pools.
 
-    python -m preflab.llm_bridge.active.experiment pool --seeds 40 --figure active_pool.png
+    python -m preflab.llm_bridge.active.experiment pool --seeds 100 --figure active_pool.png
     python -m preflab.llm_bridge.active.experiment lattice --seeds 40 --figure active_lattice.png
+    python -m preflab.llm_bridge.active.experiment plane --seeds 40 --figure active_plane.png
     python -m preflab.llm_bridge.active.experiment thresholds --seeds 10 --rounds 600
 
 All arms see as many prompts, write as many pairs, and buy as many labels: of the `batch` pairs of a round `buy` (fewer
 only where fewer differ), until the budget is spent. Runs of one seed share the annotator's stream, so that arms are
 compared seed by seed. What is reported, after every round, is the policy of the point estimate; its figures are exact
-sums over the pool. `thresholds` runs the paper's own rule, which buys where the disagreement exceeds eps.
+sums over the pool. `thresholds` runs the paper's own rule, which buys where the disagreement exceeds eps. `plane` cuts
+the lattice's features to two, where the Bayesian posterior itself is a sum over a grid, and is one of the arms.
 
     disagreement   PR-LSVI: a posterior draw against the previous round's, pairs by the posterior's disagreement
-    ensemble       the same with ten epistemic heads in place of the posterior: draws, and the variance over heads
+    variance       the same draws; pairs by the variance over ten epistemic heads
+    ensemble       ten heads in place of the posterior: draws, and the variance over heads
     uniform        PR-LSVI's pairs, bought at random
     double         two posterior draws of one round, pairs by disagreement
     passive        two responses of the reference, bought at random
+    shuffled       the control: `disagreement`, with the rewards of each prompt dealt to its candidates at random
 """
 
 from __future__ import annotations
@@ -32,11 +36,14 @@ from ...envs.comparisons import replace_file
 from ...envs.kernels import Array
 from ...envs.language_world import load_language_world
 from ...theory.figures import COLOURS, INK, MARKERS, STYLE, mean_and_error
-from .beliefs import reward_settings
+from .beliefs import Belief, Ensemble, RewardPosterior, reward_settings
+from .features import principal_axes, within
 from .learner import ActiveLearner, ActiveSettings, PoolAnnotator
-from .pool import HELD_OUT, TRAINING, Pool, linear_fit, load_pool
+from .pool import HELD_OUT, TRAINING, Pool, linear_fit, load_pool, with_linear_reward
+from .quadrature import GridPosterior
 
 SCALE = 0.25  # P(y > y') = sigma((sentiment - sentiment') / SCALE), on the pool and on the lattice
+CONTROL = "shuffled"
 MEASURES = ("win rate", "held out", "suboptimality", "regret")
 
 
@@ -66,16 +73,26 @@ def prior_settings(pool: Pool, spread: float = 1.0, sigma_r: float = 2.0) -> Act
 def arms(
     settings: ActiveSettings, batch: int = 16, buy: int = 4, heads: int = 10
 ) -> dict[str, ActiveSettings]:
-    """The five arms of the module's text."""
+    """The arms of the module's text."""
     chosen = replace(settings, batch=batch, buy=buy)
     by_coin = replace(chosen, settings=replace(settings.settings, query_rate=buy / batch))
     return {
         "disagreement": chosen,
+        "variance": replace(chosen, heads=heads, heads_draw=False),
         "ensemble": replace(chosen, heads=heads),
         "uniform": by_coin,
         "double": replace(chosen, comparator="draw"),
         "passive": replace(by_coin, player="reference", comparator="reference"),
+        CONTROL: chosen,
     }
+
+
+def shuffled(pool: Pool, seed: int) -> Pool:
+    """Within each prompt the rewards belong to other candidates: answers that say nothing about the true reward."""
+    rng, reward = np.random.default_rng([seed, 3]), pool.reward.copy()
+    for x in range(pool.prompts):
+        reward[pool.rows(x)] = rng.permutation(reward[pool.rows(x)])
+    return replace(pool, reward=reward, theta=None)
 
 
 def run(
@@ -85,10 +102,17 @@ def run(
     rounds: int,
     held_out: Pool | None = None,
     budget: int | None = None,
+    *,
+    answers: Pool | None = None,
+    belief: Belief | None = None,
 ) -> dict[str, Array]:
-    """One run: after each round, `labels` and the MEASURES, each (rounds,). The regret is per prompt, cumulative."""
-    annotator = PoolAnnotator(pool, np.random.SeedSequence([seed, 2]), budget=budget)
-    learner = ActiveLearner(pool, annotator, settings, seed)
+    """One run: after each round, `labels` and the MEASURES, each (rounds,). The regret is per prompt, cumulative.
+
+    answers  the pool whose rewards the annotator goes by, None = the same; belief: None = the settings' own
+    """
+    told = pool if answers is None else answers
+    annotator = PoolAnnotator(told, np.random.SeedSequence([seed, 2]), budget=budget)
+    learner = ActiveLearner(pool, annotator, settings, seed, belief=belief)
     found: dict[str, list[float]] = {name: [] for name in ("win rate", "held out", "suboptimality")}
     for _ in range(rounds):
         answer = learner.advance(1).answer
@@ -132,11 +156,19 @@ def compare(
     held_out: Pool | None = None,
     budget: int | None = None,
     progress: Callable[[str], None] | None = None,
+    beliefs: Mapping[str, Callable[[], Belief]] | None = None,
 ) -> Comparison:
-    """All arms on all seeds."""
-    curves = {}
+    """All arms on all seeds; the arm CONTROL hears answers by shuffled rewards.
+
+    beliefs  of arms that bring their own
+    """
+    curves, given_beliefs = {}, {} if beliefs is None else beliefs
     for arm, given in settings.items():
-        runs = [run(pool, given, seed, rounds, held_out, budget) for seed in seeds]
+        runs = []
+        for seed in seeds:
+            answers = shuffled(pool, seed) if arm == CONTROL else None
+            belief = given_beliefs[arm]() if arm in given_beliefs else None
+            runs.append(run(pool, given, seed, rounds, held_out, budget, answers=answers, belief=belief))
         curves[arm] = {name: np.stack([r[name] for r in runs]) for name in runs[0]}
         if progress is not None:
             progress(arm)
@@ -288,11 +320,100 @@ def on_the_lattice(
     return compare(pool, given, range(seeds), rounds, budget=budget, progress=progress)
 
 
+# ---- two features: the posterior itself -----------------------------------------------------------------------------
+
+
+def plane_pool(scale: float = SCALE) -> Pool:
+    """The lattice with its features on their first two principal axes, paid by its least-squares reward on these."""
+    pool = lattice_pool(scale)
+    assert pool.law is not None
+    w = pool.law[pool.prompt] * pool.reference
+    deviations = within(pool.phi, pool.prompt, w)
+    phi = principal_axes(deviations, 2, weight=w).apply(deviations)
+    return with_linear_reward(replace(pool, phi=phi, theta=None))
+
+
+def on_the_plane(
+    seeds: int = 20,
+    rounds: int = 20,
+    budget: int = 64,
+    *,
+    batch: int = 16,
+    buy: int = 4,
+    progress: Callable[[str], None] | None = None,
+) -> Comparison:
+    """`exact` draws from the Bayesian posterior, buys by its disagreement and answers with its mean."""
+    pool = plane_pool()
+    given = arms(prior_settings(pool), batch, buy)
+    precision = given["disagreement"].ridge
+    names = ("disagreement", "variance", "ensemble", "uniform", CONTROL)
+    chosen = {"exact": given["disagreement"], **{name: given[name] for name in names}}
+    beliefs = {"exact": lambda: GridPosterior(2, precision)}
+    return compare(pool, chosen, range(seeds), rounds, budget=budget, progress=progress, beliefs=beliefs)
+
+
+@dataclass(frozen=True, eq=False)
+class Likeness:
+    """How a rule's disagreements compare with the posterior's own, over pairs of the reference, (seeds,) each.
+
+    ratio  their mean over the mean of the exact ones; ranks: the rank correlation; edge: of the grid, the worst
+    """
+
+    rule: str
+    labels: int
+    ratio: Array
+    ranks: Array
+    edge: float
+
+
+def against_the_posterior(
+    pool: Pool, seeds: Sequence[int], budgets: Sequence[int], *, buy: int = 4, pairs: int = 64
+) -> list[Likeness]:
+    """All rules learn from the answers that one run of PR-LSVI's rule bought, and measure the same fresh pairs."""
+    settings = arms(prior_settings(pool), buy=buy)["disagreement"]
+    inner, ridge, d = settings.settings, settings.ridge, pool.dimension
+    found: dict[tuple[str, int], list[tuple[float, float, float]]] = {}
+    for seed in seeds:
+        annotator = PoolAnnotator(pool, np.random.SeedSequence([seed, 2]), budget=max(budgets))
+        learner, exact = ActiveLearner(pool, annotator, settings, seed), GridPosterior(d, ridge)
+        gauss = RewardPosterior(d, inner, ridge=ridge)
+        heads = {K: Ensemble(d, inner, heads=K, ridge=ridge, seed=seed) for K in (10, 100)}
+        fresh = ActiveLearner(pool, None, replace(settings, batch=pairs, player="reference"), seed).propose()
+        D = fresh.differences[fresh.differences.any(axis=1)]
+        while learner.labels < max(budgets):
+            round = learner.propose()
+            wins = annotator.compare(round.first[round.buy], round.second[round.buy])
+            learner.learn(round, wins)
+            for belief in (exact, gauss, *heads.values()):
+                belief.add(round.differences[round.buy], wins)
+            if learner.labels in budgets:
+                truth = exact.ahead().gaps(D)
+                rules = {"gram": gauss.ahead().gaps(D), "laplace": gauss.laplace().deviation(D)}
+                rules["laplace"] = 2 / np.sqrt(np.pi) * rules["laplace"]
+                rules |= {f"{K} heads": belief.ahead().gaps(D) for K, belief in heads.items()}
+                for name, gaps in rules.items():
+                    ranks = float(np.corrcoef(gaps.argsort().argsort(), truth.argsort().argsort())[0, 1])
+                    entry = (float(gaps.mean() / truth.mean()), ranks, exact.edge)
+                    found.setdefault((name, learner.labels), []).append(entry)
+    columns = {key: np.array(entries).T for key, entries in found.items()}
+    return [Likeness(*key, ratio, ranks, float(edge.max())) for key, (ratio, ranks, edge) in columns.items()]
+
+
+def likeness_table(found: Sequence[Likeness]) -> str:
+    """Markdown: a rule a line, and at each number of labels the ratio and the rank correlation, means over seeds."""
+    budgets = sorted({row.labels for row in found})
+    lines = [["labels", *(str(n) for n in budgets)], ["---"] * (len(budgets) + 1)]
+    for rule in dict.fromkeys(row.rule for row in found):
+        at = {row.labels: row for row in found if row.rule == rule}
+        lines.append([rule, *(f"{at[n].ratio.mean():.2f}, {at[n].ranks.mean():.2f}" for n in budgets)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m preflab.llm_bridge.active.experiment", description="Win rate against labels."
     )
-    parser.add_argument("where", choices=("pool", "lattice", "thresholds"))
+    parser.add_argument("where", choices=("pool", "lattice", "plane", "thresholds"))
     parser.add_argument("--seeds", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=80)
     parser.add_argument("--budget", type=int, default=256, help="of labels")
@@ -302,7 +423,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.where == "thresholds":
         for name, pool in (("texts", load_pool(scale=SCALE, prompts=TRAINING)), ("lattice", lattice_pool())):
             rows = thresholds(
-                pool, prior_settings(pool), (0.0, 0.25, 0.5, 1.0, 2.0), range(given.seeds), given.rounds
+                pool,
+                prior_settings(pool),
+                (0.0, 0.25, 0.5, 1.0, 2.0, np.inf),
+                range(given.seeds),
+                given.rounds,
             )
             print(f"\n{name}, {given.rounds} rounds")
             print(threshold_table(rows), end="")
@@ -319,15 +444,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"R^2 of the best linear reward: {linear_fit(load_pool(dimension=16, prompts=TRAINING))[1]:.3f}"
         )
     else:
-        found = on_the_lattice(given.seeds, given.rounds, given.budget, progress=tell)
+        play, title = {
+            "lattice": (on_the_lattice, f"A lattice of SmolLM2, exact regret ({given.seeds} seeds)"),
+            "plane": (
+                on_the_plane,
+                f"The same with two features, and the exact posterior ({given.seeds} seeds)",
+            ),
+        }[given.where]
+        found = play(given.seeds, given.rounds, given.budget, progress=tell)
         shown = {"suboptimality": "V* - V of the answer", "regret": "regret so far, a prompt"}
-        title = f"A lattice of SmolLM2, exact regret ({given.seeds} seeds)"
     for measure in shown:
         limit = found.limits.get(measure)
         print(f"\n{measure}" + (f" (the best policy: {limit:.3f})" if limit else ""))
         print(table(found, measure, budgets), end="")
+    if given.where == "plane":
+        rows = against_the_posterior(plane_pool(), range(given.seeds), budgets)
+        worst = max(row.edge for row in rows)
+        print("\ndisagreement over the posterior's own, and the rank correlation with it")
+        print(likeness_table(rows), end="")
+        print(f"mass on the grid's border: at most {worst:.1g}")
     if given.figure:
-        save_figure(draw(found, shown, title, log=given.where == "lattice"), given.figure)
+        save_figure(draw(found, shown, title, log=given.where != "pool"), given.figure)
     return 0
 
 

@@ -20,7 +20,8 @@ Departures, all declared:
   - `comparator = "draw"` is double Thompson sampling: both responses follow a draw of this round;
     `comparator = "reference"` and `player = "reference"` take responses of the reference: passive data collection;
   - `settings.query_rate = p` buys by coin; with `buy = b`, b pairs at random: uniform querying;
-  - `heads = K` replaces the Gaussian posterior by an ensemble (`beliefs.Ensemble`);
+  - `heads = K` replaces the Gaussian posterior by an ensemble (`beliefs.Ensemble`); with `heads_draw = False` the heads
+    only say where a pair is worth a label, by their variance, and theta is drawn as before (`beliefs.Voted`);
   - `ridge` adds a Gaussian prior to the estimate in the ball.
 """
 
@@ -42,7 +43,7 @@ from ...envs.budget import Asked, Seed
 from ...envs.comparisons import replace_file
 from ...envs.kernels import Array, Index
 from ...envs.links import LOGISTIC, Link
-from .beliefs import Belief, Ensemble, RewardPosterior
+from .beliefs import Belief, Ensemble, RewardPosterior, Voted
 from .pool import Pool
 
 FORMAT = 1
@@ -77,6 +78,7 @@ class ActiveSettings:
     player: Literal["thompson", "reference"] = "thompson"
     comparator: Literal["previous", "draw", "reference"] = "previous"
     heads: int | None = None
+    heads_draw: bool = True
     ridge: float = 0.0
 
     def __post_init__(self) -> None:
@@ -88,6 +90,8 @@ class ActiveSettings:
             raise ValueError(
                 f"buy is {self.buy}; of a batch of {self.batch} pairs 0 to {self.batch} can be bought"
             )
+        if self.heads is None and not self.heads_draw:
+            raise ValueError("heads_draw is False, and there are no heads: give heads, their number")
         for name, allowed in (
             ("player", ("thompson", "reference")),
             ("comparator", ("previous", "draw", "reference")),
@@ -150,6 +154,7 @@ class ActiveLearner:
     settings   `ActiveSettings`
     seed       of the learner; the annotator has its own
     first      pi_0, (P,) the candidate of each prompt as a number within the prompt; None = the reference policy
+    belief     another belief than that of the settings, such as `quadrature.GridPosterior`; such a run is not saved
 
     records    structured array, one row a round (`RECORD`)
     """
@@ -162,19 +167,13 @@ class ActiveLearner:
         seed: int = 0,
         *,
         first: ArrayLike | None = None,
+        belief: Belief | None = None,
     ) -> None:
         self.pool, self.annotator, self.settings, self.seed = pool, annotator, settings, seed
         self.rng = np.random.default_rng(seed)
         self.link = LOGISTIC if annotator is None else annotator.link
-        d, s = pool.dimension, settings
-        self.belief: Belief
-        if s.heads is None:
-            self.belief = RewardPosterior(d, s.settings, ridge=s.ridge, link=self.link)
-        else:
-            heads_seed = np.random.SeedSequence([seed, 1])
-            self.belief = Ensemble(
-                d, s.settings, heads=s.heads, ridge=s.ridge, seed=heads_seed, link=self.link
-            )
+        self._given = belief is not None
+        self.belief: Belief = self._believed() if belief is None else belief
         assert pool.law is not None
         self._cdf = np.cumsum(pool.law) / pool.law.sum()
         self._records: list[tuple[Any, ...]] = []
@@ -185,6 +184,25 @@ class ActiveLearner:
             self._previous = np.zeros(len(pool.prompt))
             self._previous[pool.starts[:-1] + np.asarray(first, dtype=np.int64)] = 1.0
         self._previous_value = pool.value(self._previous)
+
+    def _believed(self) -> Belief:
+        d, s = self.pool.dimension, self.settings
+        posterior = RewardPosterior(d, s.settings, ridge=s.ridge, link=self.link)
+        if s.heads is None:
+            return posterior
+        stream = np.random.SeedSequence([self.seed, 1])
+        ensemble = Ensemble(d, s.settings, heads=s.heads, ridge=s.ridge, seed=stream, link=self.link)
+        return ensemble if s.heads_draw else Voted(posterior, ensemble)
+
+    @property
+    def _posterior(self) -> RewardPosterior | None:
+        belief = self.belief.posterior if isinstance(self.belief, Voted) else self.belief
+        return belief if isinstance(belief, RewardPosterior) else None
+
+    @property
+    def _ensemble(self) -> Ensemble | None:
+        belief = self.belief.ensemble if isinstance(self.belief, Voted) else self.belief
+        return belief if isinstance(belief, Ensemble) else None
 
     # ---- a round -----------------------------------------------------------------------------------------------------
 
@@ -293,10 +311,10 @@ class ActiveLearner:
         self.belief.add(round.differences[round.buy], wins)
 
     def _measures(self) -> tuple[float, float]:
-        if not isinstance(self.belief, RewardPosterior):
+        posterior = self._posterior
+        if posterior is None:
             return math.nan, math.nan
-        theta = self.pool.theta
-        gram = self.belief.gram
+        theta, gram = self.pool.theta, posterior.gram
         error = math.nan if theta is None else gram.weighted_norm(self.belief.theta - theta)
         return gram.log_determinant, error
 
@@ -327,10 +345,10 @@ class ActiveLearner:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """The whole state as one .npz without pickles; it appears by rename."""
-        if self.annotator is None:
-            saved = None
-        else:
-            saved = self.annotator.checkpoint()
+        if self._given:
+            raise ValueError("this run's belief was given to it, and is not of its settings: it is not saved")
+        saved = None if self.annotator is None else self.annotator.checkpoint()
+        heads = self._ensemble
         meta = {
             "format": FORMAT,
             "learner": "active",
@@ -340,7 +358,7 @@ class ActiveLearner:
             "candidates": len(self.pool.prompt),
             "rng": self.rng.bit_generator.state,
             "annotator": saved,
-            "heads_rng": self.belief.rng.bit_generator.state if isinstance(self.belief, Ensemble) else None,
+            "heads_rng": None if heads is None else heads.rng.bit_generator.state,
         }
         arrays = {f"belief_{k}": v for k, v in self.belief.arrays().items()} | {
             "records": self.records,
@@ -370,8 +388,8 @@ class ActiveLearner:
         run = cls(pool, annotator, settings, meta["seed"])
         belief: Any = run.belief
         belief.restore({k[7:]: v for k, v in arrays.items() if k.startswith("belief_")})
-        if isinstance(belief, Ensemble):
-            belief.rng.bit_generator.state = meta["heads_rng"]
+        if run._ensemble is not None:
+            run._ensemble.rng.bit_generator.state = meta["heads_rng"]
         run.rng.bit_generator.state = meta["rng"]
         if annotator is not None:
             annotator.restore(meta["annotator"])
