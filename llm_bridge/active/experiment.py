@@ -36,38 +36,15 @@ from ...envs.comparisons import replace_file
 from ...envs.kernels import Array
 from ...envs.language_world import load_language_world
 from ...theory.figures import COLOURS, INK, MARKERS, STYLE, mean_and_error
-from .beliefs import Belief, Ensemble, RewardPosterior, reward_settings
+from .beliefs import Belief, Ensemble, RewardPosterior
 from .features import principal_axes, within
-from .learner import ActiveLearner, ActiveSettings, PoolAnnotator
+from .learner import ActiveLearner, ActiveSettings, PoolAnnotator, prior_settings
 from .pool import HELD_OUT, TRAINING, Pool, linear_fit, load_pool, with_linear_reward
 from .quadrature import GridPosterior
 
 SCALE = 0.25  # P(y > y') = sigma((sentiment - sentiment') / SCALE), on the pool and on the lattice
 CONTROL = "shuffled"
 MEASURES = ("win rate", "held out", "suboptimality", "regret")
-
-
-def prior_settings(pool: Pool, spread: float = 1.0, sigma_r: float = 2.0) -> ActiveSettings:
-    """Settings from a prior instead of from constants: theta ~ N(0, tau^2 I) such that a reward <phi, theta> has the
-    standard deviation `spread` within a prompt, under the reference. No label is needed for it.
-
-    With sigma_r = 2 the sampling covariance sigma_r^2 Sigma_r^{-1} is Laplace's at theta = 0, where Phi' = 1/4. The
-    estimate is the MAP one; the ball is so wide (4 tau sqrt(d)) that it only guards.
-    """
-    assert pool.law is not None
-    w = pool.law[pool.prompt] * pool.reference
-    mean = np.zeros((pool.prompts, pool.dimension))
-    np.add.at(mean, pool.prompt, pool.reference[:, None] * pool.phi)
-    variance = float(w @ ((pool.phi - mean[pool.prompt]) ** 2).sum(axis=1))
-    tau = spread / variance**0.5
-    inner = reward_settings(
-        pool.dimension,
-        eps=0.0,
-        sigma_r=sigma_r,
-        lam=sigma_r**2 / tau**2,
-        B=4 * tau * pool.dimension**0.5,
-    )
-    return ActiveSettings(inner, ridge=tau**-2)
 
 
 def arms(
