@@ -355,15 +355,16 @@ def against_the_posterior(
         learner, exact = ActiveLearner(pool, annotator, settings, seed), GridPosterior(d, ridge)
         gauss = RewardPosterior(d, inner, ridge=ridge)
         heads = {K: Ensemble(d, inner, heads=K, ridge=ridge, seed=seed) for K in (10, 100)}
+        taught: tuple[Belief, ...] = (exact, gauss, *heads.values())
         fresh = ActiveLearner(pool, None, replace(settings, batch=pairs, player="reference"), seed).propose()
         D = fresh.differences[fresh.differences.any(axis=1)]
         while learner.labels < max(budgets):
             round = learner.propose()
-            wins = annotator.compare(round.first[round.buy], round.second[round.buy])
+            wins, before = annotator.compare(round.first[round.buy], round.second[round.buy]), learner.labels
             learner.learn(round, wins)
-            for belief in (exact, gauss, *heads.values()):
+            for belief in taught:
                 belief.add(round.differences[round.buy], wins)
-            if learner.labels in budgets:
+            for labels in (n for n in budgets if before < n <= learner.labels):  # a round may buy past one
                 truth = exact.ahead().gaps(D)
                 rules = {"gram": gauss.ahead().gaps(D), "laplace": gauss.laplace().deviation(D)}
                 rules["laplace"] = 2 / np.sqrt(np.pi) * rules["laplace"]
@@ -371,7 +372,7 @@ def against_the_posterior(
                 for name, gaps in rules.items():
                     ranks = float(np.corrcoef(gaps.argsort().argsort(), truth.argsort().argsort())[0, 1])
                     entry = (float(gaps.mean() / truth.mean()), ranks, exact.edge)
-                    found.setdefault((name, learner.labels), []).append(entry)
+                    found.setdefault((name, labels), []).append(entry)
     columns = {key: np.array(entries).T for key, entries in found.items()}
     return [Likeness(*key, ratio, ranks, float(edge.max())) for key, (ratio, ranks, edge) in columns.items()]
 
@@ -435,10 +436,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{measure}" + (f" (the best policy: {limit:.3f})" if limit else ""))
         print(table(found, measure, budgets), end="")
     if given.where == "plane":
-        rows = against_the_posterior(plane_pool(), range(given.seeds), budgets)
-        worst = max(row.edge for row in rows)
+        likeness = against_the_posterior(plane_pool(), range(given.seeds), budgets)
+        worst = max(row.edge for row in likeness)
         print("\ndisagreement over the posterior's own, and the rank correlation with it")
-        print(likeness_table(rows), end="")
+        print(likeness_table(likeness), end="")
         print(f"mass on the grid's border: at most {worst:.1g}")
     if given.figure:
         save_figure(draw(found, shown, title, log=given.where != "pool"), given.figure)

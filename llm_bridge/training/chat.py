@@ -47,7 +47,7 @@ class Encoder:
     @cached_property
     def ends(self) -> Ids:
         own = getattr(self.tokenizer, "eos_token_id", None)
-        ends = [own] if self.end_ids is None else list(self.end_ids)
+        ends: list[Any] = [own] if self.end_ids is None else list(self.end_ids)
         if not ends or ends[0] is None:
             raise ValueError(
                 "the tokenizer has no end token: give end_ids=[...], the tokens that end a completion"
