@@ -142,21 +142,22 @@ class _Trl:
             "per_device_train_batch_size": 3,
             "use_cpu": True,
             "bf16": False,
-            "gradient_checkpointing": False,
             "report_to": "none",
             "disable_dropout": True,
             "save_strategy": "no",
         }
 
-    def padded(self, prompts: Sequence[Tokens], completions: Sequence[Tokens]) -> tuple[Tensor, Tensor, int]:
+    def padded(
+        self, prompts: Sequence[Tokens], completions: Sequence[Tokens], token: int | None = None
+    ) -> tuple[Tensor, Tensor, int]:
         """Prompts on the left, completions on the right, by TRL's `pad`: ids, mask, and where completions begin."""
         import torch
         from trl.trainer.utils import pad
 
-        sides = []
+        sides, filler = [], self.world.pad if token is None else token
         for texts, side in ((prompts, "left"), (completions, "right")):
             rows = [torch.tensor(list(x)) for x in texts]
-            ids = pad(rows, padding_value=self.world.pad, padding_side=side)
+            ids = pad(rows, padding_value=filler, padding_side=side)
             sides.append((ids, pad([torch.ones_like(x) for x in rows], padding_value=0, padding_side=side)))
         (x, a), (y, b) = sides
         return torch.cat([x, y], 1), torch.cat([a, b], 1), x.shape[1]
@@ -310,6 +311,9 @@ class _Paired(_Online):
     """Nash-MD and XPO: a response of the policy beside one of the mixture, or of the reference."""
 
     release = "1.13.0"
+    own_pad: ClassVar[bool] = (
+        False  # whether rewards are asked for with a pad token that is not the end token
+    )
 
     def scores(self, data: dict[str, Tensor], at: int) -> tuple[Tensor, Tensor]:
         """Of the policy and of the reference, by token."""
@@ -347,18 +351,20 @@ class _Paired(_Online):
         penalty: float,
     ) -> Any:
         """By `_compute_rewards`, with a reward model whose hidden state is the score."""
-        ids, mask, at = self.padded(prompts, completions)
+        pad = self.world.vocabulary if self.own_pad else self.world.pad
+        ids, mask, at = self.padded(prompts, completions, pad)
         t, data = self.trainer, {"input_ids": ids, "attention_mask": mask}
 
         def backbone(input_ids: Tensor, attention_mask: Tensor, **_: Any) -> Any:
             return SimpleNamespace(last_hidden_state=scores(input_ids, attention_mask.long())[..., None])
 
-        keep = t.reward_funcs, t.args
+        keep = t.reward_funcs, t.args, t.processing_class
+        t.processing_class = SimpleNamespace(pad_token_id=pad, eos_token_id=self.world.end)
         t.reward_funcs = SimpleNamespace(base_model_prefix="body", body=backbone, score=lambda x: x)
         t.args = copy.copy(t.args)
         t.args.missing_eos_penalty = penalty
         found = t._compute_rewards(data, data, at)[1]
-        t.reward_funcs, t.args = keep
+        t.reward_funcs, t.args, t.processing_class = keep
         return found
 
 
