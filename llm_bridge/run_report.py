@@ -250,20 +250,24 @@ def curves(run: RunFolder) -> Any:
 
 
 def reward_against_kl(run: RunFolder) -> Any:
-    """What was gained for how much KL: exactly on the lattice with its frontier, and of the batches as they came."""
+    """What was gained for how much KL: exactly on the lattice with its frontier; and of the batches as they came, or,
+    where the judge was asked for preferences alone, the exact win rate over the steps."""
     import matplotlib
     from matplotlib.figure import Figure
 
     gained = "value" if any("value" in row for row in run.exact_steps) else "win_rate"
     exact = [row for row in run.exact_steps if row.get(gained) is not None]
     batches = [row for row in run.metrics if row.get("reward") is not None and row.get("kl") is not None]
-    panels = [name for name, there in (("exact", exact), ("batches", batches)) if there]
+    wins = [row for row in exact if row.get("win_rate") is not None and gained == "value" and not batches]
+    panels = [name for name, there in (("exact", exact), ("batches", batches), ("wins", wins)) if there]
     with matplotlib.rc_context(figures.STYLE):
         figure = Figure(figsize=(4.9 * max(len(panels), 1), 3.9), layout="constrained")
         grid = np.ravel(figure.subplots(1, max(len(panels), 1), squeeze=False))
         for axes, name in zip(grid, panels, strict=True):
             if name == "exact":
                 _draw_exact(axes, run, exact, gained)
+            elif name == "wins":
+                _draw_wins(axes, run, wins)
             else:
                 x, y = _column(batches, "kl"), _column(batches, "reward")
                 axes.scatter(x, y, c=_column(batches, "step"), cmap="viridis", s=14, alpha=0.7, linewidths=0)
@@ -271,6 +275,17 @@ def reward_against_kl(run: RunFolder) -> Any:
                 axes.set(title="Of the batches", xlabel="log pi/ref, mean of the samples", ylabel="reward")
                 axes.legend(loc="best")
     return figure
+
+
+def _draw_wins(axes: Any, run: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
+    x, y = ([start, *_column(rows, name)] for start, name in ((0.0, "step"), (0.5, "win_rate")))
+    axes.plot(x, y, color=figures.COLOURS[0], marker="o", markersize=4, label="the run")
+    best = (run.exact.get("optimum") or {}).get("win_rate")
+    if best is not None:
+        axes.axhline(best, color=figures.COLOURS[1], linestyle="--", label="the method's optimum")
+    axes.set(title="Exactly, over the steps", xlabel="step", ylabel="win rate against the start")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(loc="best")
 
 
 def _draw_exact(axes: Any, run: RunFolder, rows: Sequence[Mapping[str, Any]], gained: str) -> None:

@@ -189,6 +189,34 @@ def test_a_run_that_nobody_watched_has_a_page(tmp_path, method):
     assert "3 of 3 steps." in links.text
 
 
+def titles(figure):
+    return [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes]
+
+
+def test_a_run_on_preferences_shows_its_win_rate_where_batches_have_no_reward(tmp_path, finished):
+    train_watched(
+        tiny(),
+        "nash_md",
+        folder=tmp_path,
+        judge=JUDGE,
+        prompts=PROMPTS,
+        settings=settings(4),
+        watch=Watch(k=2, horizon=2, every=2, samples=0),
+    )
+    run = run_report.read_run(tmp_path)
+    figure = run_report.reward_against_kl(run)
+    assert titles(figure) == ["Exactly, on the lattice", "Exactly, over the steps"]
+    x, y = figure.axes[1].lines[0].get_data()
+    np.testing.assert_array_equal(x, [0, 2, 4])
+    np.testing.assert_array_equal(y, [0.5, *(row["win_rate"] for row in run.exact_steps)])
+    assert figure.axes[1].lines[1].get_ydata()[0] == run.exact["optimum"]["win_rate"]
+    assert all(
+        "reward" in row for row in run.samples
+    )  # the judge has rewards, though the method asks for none
+    of_rewards = run_report.reward_against_kl(run_report.read_run(finished))
+    assert titles(of_rewards) == ["Exactly, on the lattice", "Of the batches"]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
