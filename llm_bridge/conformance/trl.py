@@ -10,6 +10,9 @@ and says so by an AttributeError.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +45,19 @@ def trl_dpo(loss_type: str, beta: float, label_smoothing: float = 0.0) -> Traine
     if loss_type not in LOSS_TYPES:
         raise ValueError(f"TRL's DPOTrainer has no loss type {loss_type!r}; it has {', '.join(LOSS_TYPES)}")
     trainer = trainer_class("trainer.dpo_trainer", "DPOTrainer")
+    loss = trl_dpo_of(trainer, loss_type, beta, label_smoothing)
+    loss.__name__ = f"trl_dpo_{loss_type}"  # type: ignore[attr-defined]
+    return loss
+
+
+def trl_dpo_of(
+    trainer: Any,
+    loss_type: str = "sigmoid",
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    own: Sequence[str] = (),
+) -> TrainerLoss:
+    """`_compute_loss` of DPOTrainer or a subclass; `own` are further methods of it that this one calls."""
 
     def loss(batch: PairBatch) -> Tensor:
         import torch
@@ -52,13 +68,14 @@ def trl_dpo(loss_type: str, beta: float, label_smoothing: float = 0.0) -> Traine
         inputs = {"input_ids": torch.cat([c.ids for c in sides]), "completion_mask": mask}
         inputs["attention_mask"] = torch.ones_like(mask)
         here = stand_in(loss_type, beta, label_smoothing)
-        here.ref_model = tokens_model(torch.cat([c.reference for c in sides]))
-        value = trainer._compute_loss(
-            here, tokens_model(torch.cat([c.policy for c in sides])), inputs, return_outputs=False
+        policy, here.ref_model, here.previous_model = (
+            tokens_model(torch.cat([getattr(c, name) for c in sides]))
+            for name in ("policy", "reference", "previous")
         )
-        return value  # type: ignore[no-any-return]
+        for name in own:
+            setattr(here, name, partial(getattr(trainer, name), here))
+        return trainer._compute_loss(here, policy, inputs, return_outputs=False)  # type: ignore[no-any-return]
 
-    loss.__name__ = f"trl_dpo_{loss_type}"
     return loss
 
 
@@ -140,12 +157,15 @@ def stand_in(loss_type: str, beta: float, label_smoothing: float) -> SimpleNames
         gather_for_metrics=lambda x: x,
         reduce=lambda x, reduction: x,
         unwrap_model=lambda x: x,
+        autocast=nullcontext,
     )
     args = SimpleNamespace(
         gradient_checkpointing_kwargs=None, discopop_tau=0.05, delta=None, steps_per_generation=1
     )
     return SimpleNamespace(
-        model=SimpleNamespace(training=True, is_gradient_checkpointing=False, _modules={}),  # no children: not of peft
+        model=SimpleNamespace(
+            training=True, is_gradient_checkpointing=False, _modules={}
+        ),  # no children: not of peft
         accelerator=accelerator,
         args=args,
         aux_loss_enabled=False,
