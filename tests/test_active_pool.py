@@ -324,14 +324,16 @@ def test_arms_share_budgets_and_differences_are_paired(tmp_path, monkeypatch, ca
 
 
 def test_shuffled_answers_teach_nothing_and_true_ones_do():
-    """The control of every figure: the win rate stays where it starts, at that of a response by chance."""
+    """The control of every figure: the win rate stays where it starts, at that of a theta from the prior."""
     train = load_pool(scale=experiment.SCALE, prompts=TRAINING)
     given = experiment.arms(experiment.prior_settings(train))
     both = {arm: given[arm] for arm in ("disagreement", "shuffled")}
     found = experiment.compare(train, both, range(6), 32, budget=128)
     ends = {arm: found.at(arm, "win rate", 128) for arm in both}
-    error = ends["shuffled"].std(ddof=1) / np.sqrt(6)
-    assert abs(ends["shuffled"].mean() - 0.5) < 4 * error
+    chance, noise = experiment.uninformed(train)
+    error = np.hypot(ends["shuffled"].std(ddof=1) / np.sqrt(6), noise)
+    assert abs(ends["shuffled"].mean() - chance) < 4 * error
+    assert ends["disagreement"].mean() - chance > 4 * error
     mean, half = found.difference("disagreement", "shuffled", "win rate", 128)
     assert mean - half > 0
     other = experiment.shuffled(train, 0)

@@ -72,6 +72,17 @@ def shuffled(pool: Pool, seed: int) -> Pool:
     return replace(pool, reward=reward, theta=None)
 
 
+def uninformed(pool: Pool, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """Where every run starts: the win rate of the best candidate by a theta from the prior, and its standard error.
+
+    It is not 1/2: what is best in some direction is far out, and such responses are not like all others.
+    """
+    rng = np.random.default_rng(seed)
+    thetas = rng.standard_normal((draws, pool.dimension))
+    rates = np.array([pool.win_rate(pool.greedy(pool.phi @ theta)) for theta in thetas])
+    return float(rates.mean()), float(rates.std(ddof=1) / draws**0.5)
+
+
 def run(
     pool: Pool,
     settings: ActiveSettings,
@@ -156,7 +167,10 @@ def compare(
 
 
 def table(found: Comparison, measure: str, budgets: Sequence[int], against: str = "uniform") -> str:
-    """Markdown: an arm a line, mean and 95 % half-width at each budget, and the paired difference to `against`."""
+    """Markdown: an arm a line, mean and 95 % half-width at each budget, and paired differences.
+
+    Each arm less `against`, and the first of the selecting rules, `disagreement`, less the other two.
+    """
     lines = [["labels", *(str(n) for n in budgets)], ["---"] * (len(budgets) + 1)]
     for arm in found.curves:
         row = [arm]
@@ -168,10 +182,11 @@ def table(found: Comparison, measure: str, budgets: Sequence[int], against: str 
     for arm, short in ((arm, n < max(budgets)) for arm, n in bought.items()):
         if short.any():
             lines.append([f"{arm}: labels bought", *[""] * (len(budgets) - 1), f"{bought[arm].mean():.0f}"])
-    for arm in found.curves:
-        if arm != against:
-            pairs = (found.difference(arm, against, measure, n) for n in budgets)
-            lines.append([f"{arm} - {against}", *(f"{mean:+.3f} ± {error:.3f}" for mean, error in pairs)])
+    asked = [(arm, against) for arm in found.curves if arm != against]
+    asked += [("disagreement", other) for other in ("variance", "ensemble")]
+    for arm, other in asked:
+        pairs = (found.difference(arm, other, measure, n) for n in budgets)
+        lines.append([f"{arm} - {other}", *(f"{mean:+.3f} ± {error:.3f}" for mean, error in pairs)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -181,7 +196,7 @@ def draw(found: Comparison, measures: Mapping[str, str], title: str = "", log: b
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.2 * len(measures), 4.2), layout="constrained")
+        figure = Figure(figsize=(5.2 * len(measures), 4.5), layout="constrained")
         panels = figure.subplots(1, len(measures), squeeze=False)[0]
         for panel, (measure, label) in zip(panels, measures.items(), strict=True):
             for i, (arm, curve) in enumerate(found.curves.items()):
@@ -199,7 +214,8 @@ def draw(found: Comparison, measures: Mapping[str, str], title: str = "", log: b
             panel.set(xlabel="labels", ylabel=label, xlim=(0, None))
             if log:
                 panel.set_yscale("log")
-        panels[0].legend(loc="lower right" if not log else "upper right")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
     return figure
 
@@ -418,9 +434,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "held out": "... on prompts that were held out",
         }
         title = f"Sentiment of SmolLM2's texts: what the labels teach ({given.seeds} seeds)"
-        print(
-            f"R^2 of the best linear reward: {linear_fit(load_pool(dimension=16, prompts=TRAINING))[1]:.3f}"
-        )
+        train = load_pool(dimension=16, scale=SCALE, prompts=TRAINING)
+        theta, r2 = linear_fit(train)
+        print(f"R^2 of the best linear reward: {r2:.3f}")
+        for name, part in (("win rate", train), ("held out", load_pool(scale=SCALE, prompts=HELD_OUT))):
+            linear = part.win_rate(part.greedy(part.phi @ theta))
+            print(
+                f"{name}: {uninformed(part)[0]:.3f} before any answer; {linear:.3f} by the best linear reward"
+            )
     else:
         play, title = {
             "lattice": (on_the_lattice, f"A lattice of SmolLM2, exact regret ({given.seeds} seeds)"),
