@@ -10,9 +10,9 @@ same seed, and the trained policies are compared in log-probabilities of all com
     resume       True: stopped after task.steps // 2 steps, and gone on with by objects that are made anew
 
 Where two runs differ, the trainer itself shows why: with its usual options it is given tasks made so that they end
-where a certain fault would (the learning rate times the number of micro-batches, rows that count more than once, a world
-whose reference is another model, fewer steps), and the fault whose task ends there is named. Whatever is left has the
-cause that the option itself suggests.
+where a certain fault would (the learning rate times the number of micro-batches, rows that count more than once, a
+world whose reference is another model, fewer steps), and the fault whose task ends there is named. Whatever is left has
+the cause that the option itself suggests.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def _why_micro(bench: Bench, options: Mapping[str, Any]) -> str | None:
     m = options["micro_batch"]
     if not isinstance(m, int) or m < 1 or bench.offered("optimisers", "sgd") != "sgd":
         return None
-    n = m + max(1, m // 2)
+    n = m + 1
     found: list[set[str]] = []
     for draw in range(2):  # rows of one draw may have lengths that make two faults alike
         task = bench.task(draw, steps=1, batch=n, rows=n)

@@ -23,8 +23,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.stats import binom, chi2, chi2_contingency
 
 from ...envs.kernels import Array, Index
 from .models import ModelWorld, Sampling, mix
@@ -41,6 +39,8 @@ NAMED = 1e-3  # a fault is named if the draws do not reject it at this level
 
 def chi_square(counts: Index, p: Array) -> float:
     """p-value; cells that expect fewer than `EXPECTED` are pooled. 0 where something impossible was drawn."""
+    from scipy.stats import chi2
+
     if counts[p <= 0].any():
         return 0.0
     n = counts.sum()
@@ -153,6 +153,8 @@ def odd_shape(world: ModelWorld, draws: Draws) -> str | None:
 
 def agreement(first: Index, second: Index) -> float:
     """p-value that rows agree no oftener than two independent rows with these frequencies."""
+    from scipy.stats import binom
+
     n = len(first)
     values = np.unique(np.concatenate([first, second]))
     rate = sum((first == v).mean() * (second == v).mean() for v in values)
@@ -176,6 +178,8 @@ def independence(world: ModelWorld, draws: Draws) -> dict[str, float]:
 
 
 def _unrelated(first: Index, second: Index) -> float:
+    from scipy.stats import chi2_contingency
+
     a, b = (np.unique(x, return_inverse=True) for x in (first, second))
     table = np.zeros((len(a[0]), len(b[0])))
     np.add.at(table, (a[1], b[1]), 1)
@@ -376,6 +380,8 @@ def likelihood(law: Array, counts: Index) -> float:
 
 
 def _fitted(member: Callable[[float], Array], counts: Index, starts: Array) -> float:
+    from scipy.optimize import minimize_scalar
+
     values = [likelihood(member(x), counts) for x in starts]
     k = int(np.argmax(values))
     if not math.isfinite(values[k]):

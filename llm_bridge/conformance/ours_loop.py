@@ -112,7 +112,7 @@ class LoopTrainer(PolicyTrainer):
             ]
             known = list(zip(*both, strict=True))
         return [
-            Record(list(r.prompt), list(r.chosen), list(r.rejected), ref_logp=logp)
+            Record(r.prompt, r.chosen, r.rejected, ref_logp=logp)
             for r, logp in zip(rows, known, strict=True)
         ]
 

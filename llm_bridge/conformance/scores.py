@@ -16,7 +16,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from ...envs.kernels import Array
 from .laws import LAYOUT_CAUSES, LAYOUT_NAMES, ROLE_CAUSES, Finding
@@ -250,6 +249,8 @@ def _of_other_samplings(rows: _Rows, said: Declared, role: str, got: Array) -> I
                 "log-probabilities know of no temperature and no truncation",
                 values(Sampling()),
             )
+
+    from scipy.optimize import minimize_scalar
 
     # With one number to fit, so that it comes last.
     def error(t: float) -> float:

@@ -23,6 +23,7 @@ from .terminal import INTERRUPTED as INTERRUPTED
 from .terminal import USAGE as USAGE
 
 if TYPE_CHECKING:
+    from .llm_bridge.conformance import Report
     from .theory.claim import Plan
     from .theory.runner import ClaimResult
 
@@ -375,13 +376,15 @@ def run(
 
 @app.command(
     epilog="Examples: preflab conform dpo   ·   preflab conform planted:dpo_token_mean   ·   "
-    "preflab conform 'trl:dpo[ipo]'   ·   preflab conform my_trainer:loss --against dpo --set beta=0.2"
+    "preflab conform 'trl:dpo[ipo]'   ·   preflab conform my_trainer:loss --against dpo --set beta=0.2   ·   "
+    "preflab conform my_trainer:Adapter --levels 2,3   ·   preflab conform 'preflab:loop[dpo]'"
 )
 def conform(
     trainer: Annotated[
         str | None,
         typer.Argument(
-            help="MODULE:FUNCTION of yours, a loss of ours, planted:BUG, or trl:dpo[LOSS_TYPE].",
+            help="MODULE:NAME of yours, a loss or a whole trainer; a loss of ours, preflab:TRAINER, planted:BUG, or "
+            "trl:dpo[LOSS_TYPE].",
             show_default=False,
         ),
     ] = None,
@@ -397,13 +400,40 @@ def conform(
         typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the objective. May be repeated."),
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(help="Of relative errors: 1e-5 for float64, 1e-3 for float32.")
-    ] = 1e-5,
+        float | None,
+        typer.Option(
+            help="Of relative errors of a loss, of a whole trainer's log-probabilities: 1e-3 for float32.",
+            show_default="1e-5 for a loss, by the number format for a trainer",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the exact world.")] = 0,
+    levels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="2,3,5,6",
+            help="Whole trainers: the levels to check.",
+            show_default="all that the adapter allows",
+        ),
+    ] = None,
+    world: Annotated[
+        str | None,
+        typer.Option(help="Whole trainers: tiny, table, gpt2 or llama.", show_default="tiny"),
+    ] = None,
+    draws: Annotated[
+        int | None,
+        typer.Option(help="Whole trainers: draws a prompt, for the sampling law.", show_default="2000"),
+    ] = None,
+    runs: Annotated[
+        int | None,
+        typer.Option(help="Whole trainers: runs from different seeds at level 5.", show_default="10"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     listing: Annotated[bool, typer.Option("--list", help="Show what there is, and stop.")] = False,
 ) -> None:
-    """Hold a trainer's loss to an exact objective: its expected gradient and its fixed point, by enumeration.
+    """Hold a trainer to what can be enumerated: a loss, or a whole trainer that samples, scores and trains.
+
+    A loss is held to an exact objective by its expected gradient and its fixed point (levels 1 and 4). A whole trainer
+    is a class or function of a world: its draws (2), its log-probabilities (3), runs (5), and invariances (6).
 
     Exit code: 0 when it conforms, 1 when not, 2 on wrong usage. A failed check names the likely cause.
     """
@@ -411,20 +441,56 @@ def conform(
     from .theory.report import to_json
 
     with reported():
-        from .llm_bridge.conformance import trainers
-
         if listing:
             _print_trainers(as_json)
             return
         if trainer is None:
             raise ValueError("no trainer is given; see: preflab conform --list")
-        given = _parameters(settings or [])
-        report = trainers.run_trainer(trainers.find_trainer(trainer, against, given), tolerance, seed)
+        report = _conformed(
+            trainer, against, _parameters(settings or []), tolerance, seed, levels, world, draws, runs
+        )
     if as_json:
         print(to_json(report.as_data()), end="")
     else:
         make_console().print(escape(str(report)), soft_wrap=True)
     raise typer.Exit(OK if report.ok else FAILED)
+
+
+def _conformed(
+    trainer: str,
+    against: str | None,
+    given: dict[str, float],
+    tolerance: float | None,
+    seed: int,
+    levels: str | None,
+    world: str | None,
+    draws: int | None,
+    runs: int | None,
+) -> Report:
+    from .llm_bridge.conformance import conform_trainer, trainers, whole_names
+
+    whole = whole_names.find_whole(trainer)
+    of_whole = {"world": world, "draws": draws, "runs": runs}
+    if whole is not None:
+        if against is not None or given:
+            raise ValueError(
+                f"{trainer} is a whole trainer, which says itself what it is against and with which parameters: leave "
+                "--against and --set out"
+            )
+        return conform_trainer(
+            whole,
+            name=trainer,
+            levels=whole_names.read_levels(levels),
+            tolerance=tolerance,
+            seed=seed,
+            **{name: value for name, value in of_whole.items() if value is not None},  # type: ignore[arg-type]
+        )
+    for name, value in {"levels": levels, **of_whole}.items():
+        if value is not None:
+            raise ValueError(
+                f"--{name} is for whole trainers, and {trainer} is a loss (levels 1 and 4): leave it out"
+            )
+    return trainers.run_trainer(trainers.find_trainer(trainer, against, given), tolerance, seed)
 
 
 def _parameters(pairs: list[str]) -> dict[str, float]:
@@ -440,13 +506,14 @@ def _parameters(pairs: list[str]) -> dict[str, float]:
 
 def _print_trainers(as_json: bool) -> None:
     from .llm_bridge.conformance import TARGETS, trainers
+    from .llm_bridge.conformance.whole_names import whole_names
     from .theory.report import to_json
 
     targets = {
         t.name: {"title": t.title, "kind": t.kind, "parameters": dict(t.defaults)} for t in TARGETS.values()
     }
     if as_json:
-        print(to_json({"targets": targets, "trainers": trainers.names()}), end="")
+        print(to_json({"targets": targets, "trainers": trainers.names(), "whole": whole_names()}), end="")
         return
     from rich.table import Table
 
@@ -459,6 +526,8 @@ def _print_trainers(as_json: bool) -> None:
     console.print(table)
     console.print("Trainers, for: preflab conform TRAINER", style="bold")
     console.print(escape("  ".join(trainers.names())))
+    console.print("Whole trainers, for: preflab conform TRAINER --levels 2,3,5,6", style="bold")
+    console.print(escape("  ".join(whole_names())))
 
 
 def main() -> None:
