@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
+from ..envs.comparisons import replace_file
 from ..envs.language_model import LanguageModel
 
 if TYPE_CHECKING:
@@ -623,6 +624,57 @@ class Precomputed:
                 )
             found.append(self.numbers[key])
         return torch.tensor(found, dtype=torch.float64)
+
+    @classmethod
+    def of_records(cls, records: Sequence[Any]) -> Precomputed:
+        """From the `ref_logp` of comparisons, of chosen and of rejected; ValueError where two differ."""
+        numbers: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
+        for i, record in enumerate(records):
+            if record.ref_logp is None:
+                raise ValueError(
+                    f"record {i} has no ref_logp: precompute(policy, prompts, completions) computes it"
+                )
+            for y, value in zip((record.chosen, record.rejected), record.ref_logp, strict=True):
+                key = _key(record.prompt), _key(y)
+                if numbers.setdefault(key, float(value)) != float(value):
+                    raise ValueError(
+                        f"record {i} has ref_logp {value} for a completion that has {numbers[key]} in an earlier "
+                        "record: they are of different references"
+                    )
+        return cls(numbers)
+
+    def save(self, path: str | Path) -> None:
+        """As safetensors: tokens, all in a row; lengths (n, 2) of prompt and completion; values (n,) float64."""
+        import torch
+        from safetensors.torch import save
+
+        keys = list(self.numbers)
+        tokens = [token for x, y in keys for token in (*x, *y)]
+        tensors = {
+            "tokens": torch.tensor(tokens, dtype=torch.int64),
+            "lengths": torch.tensor([[len(x), len(y)] for x, y in keys], dtype=torch.int64).reshape(-1, 2),
+            "values": torch.tensor([self.numbers[key] for key in keys], dtype=torch.float64),
+        }
+        data = save(tensors, metadata={"format": "preflab precomputed 1"})
+        replace_file(Path(path), lambda file: file.write(data))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Precomputed:
+        """What `save` wrote; ValueError where the file is something else, or damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "pt") as file:
+                if (file.metadata() or {}).get("format") != "preflab precomputed 1":
+                    raise ValueError(
+                        f"{path} holds no precomputed log-probabilities: give a file of Precomputed.save"
+                    )
+                tokens, lengths, values = (file.get_tensor(n) for n in ("tokens", "lengths", "values"))
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged, or no safetensors ({error}): compute it again") from error
+        parts = tokens.split(lengths.reshape(-1).tolist())
+        texts = [tuple(part.tolist()) for part in parts]
+        return cls(dict(zip(zip(texts[::2], texts[1::2], strict=True), values.tolist(), strict=True)))
 
 
 def precompute(policy: Scored, prompts: Sequence[Tokens], completions: Sequence[Tokens]) -> Precomputed:

@@ -7,7 +7,7 @@ it in milliseconds. torch is imported when a model is made.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,11 +39,11 @@ class TinyCacheLayer:
         self.keys, self.values = keys, values
 
 
-class TinyOutput:
-    """What a call gives: logits (n, T, V), and the cache where one was asked for."""
+class TinyOutput(NamedTuple):
+    """What a call gives: logits (n, T, V), the cache where one was asked for; a tuple, so that FSDP sees into it."""
 
-    def __init__(self, logits: Tensor, past_key_values: TinyCache | None) -> None:
-        self.logits, self.past_key_values = logits, past_key_values
+    logits: Tensor
+    past_key_values: TinyCache | None
 
 
 def tiny_model(

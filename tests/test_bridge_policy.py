@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from preflab.llm_bridge.policy import (
+    Precomputed,
     TransformerPolicy,
     adapter_off,
     encode,
@@ -410,7 +413,7 @@ class Adapted(torch.nn.Module):
     def forward(self, input_ids, attention_mask, position_ids, past_key_values=None, use_cache=False):
         output = self.base(input_ids, attention_mask, position_ids, past_key_values, use_cache)
         if self.on:
-            output.logits = output.logits + self.adapter * torch.arange(V)
+            output = output._replace(logits=output.logits + self.adapter * torch.arange(V))
         return output
 
     @contextmanager
@@ -446,6 +449,36 @@ def test_all_references_are_equal_and_stay_as_they_were():
     drawn = [kind.sample(PROMPTS, H, seed) for kind, seed in zip((kinds[0], kinds[2]), seeds, strict=True)]
     assert drawn[0].completions == drawn[1].completions
     frozen_copy(kinds[2])  # a copy of the wrapper is one of the model
+
+
+def test_precomputed_numbers_are_kept_in_a_file(tmp_path):
+    completions = [[1, END], [END], [2, 0, 1]]
+    numbers = precompute(TINY, PROMPTS, completions)
+    path = tmp_path / "reference.safetensors"
+    numbers.save(path)
+    found = Precomputed.load(path)
+    assert found.numbers == numbers.numbers  # bit for bit
+    exact = frozen_copy(TINY).log_probabilities(PROMPTS, completions)
+    torch.testing.assert_close(found.log_probabilities(PROMPTS, completions), exact, atol=1e-12, rtol=0)
+    Precomputed({}).save(path)
+    assert Precomputed.load(path).numbers == {}
+    safetensors.torch.save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="holds no precomputed log-probabilities"):
+        Precomputed.load(path)
+    path.write_bytes(b"\x80\x04pickle")
+    with pytest.raises(ValueError, match="is damaged, or no safetensors"):
+        Precomputed.load(path)
+
+
+def test_precomputed_numbers_come_from_records():
+    record = SimpleNamespace(prompt=(0,), chosen=(1, END), rejected=(END,), ref_logp=(-1.5, -0.25))
+    found = Precomputed.of_records([record, record])
+    assert found.log_probabilities([[0], [0]], [[END], [1, END]]).tolist() == [-0.25, -1.5]
+    other = SimpleNamespace(prompt=(0,), chosen=(END,), rejected=(1,), ref_logp=(-0.3, -2.0))
+    with pytest.raises(ValueError, match=r"record 1 has ref_logp -0\.3 for a completion that has -0\.25"):
+        Precomputed.of_records([record, other])
+    with pytest.raises(ValueError, match="record 0 has no ref_logp"):
+        Precomputed.of_records([SimpleNamespace(prompt=(0,), chosen=(1,), rejected=(2,), ref_logp=None)])
 
 
 def test_a_disabled_adapter_is_not_the_start_of_a_run_that_goes_on_from_a_trained_one():

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...envs.comparisons import replace_file
+from .setup import full, like
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,7 +109,7 @@ def optimiser_tensors(optimiser: Any, weights: Mapping[str, Any]) -> dict[str, T
     import torch
 
     return {
-        f"{name}:{key}": torch.as_tensor(value)
+        f"{name}:{key}": full(torch.as_tensor(value))
         for name, p in weights.items()
         for key, value in optimiser.state.get(p, {}).items()
         if value is not None
@@ -117,8 +118,12 @@ def optimiser_tensors(optimiser: Any, weights: Mapping[str, Any]) -> dict[str, T
 
 def restore_optimiser(optimiser: Any, weights: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
-    for number, name in enumerate(weights):
-        own = {k.removeprefix(f"{name}:"): v for k, v in tensors.items() if k.startswith(f"{name}:")}
+    for number, (name, p) in enumerate(weights.items()):
+        own = {
+            k.removeprefix(f"{name}:"): like(p, v) if v.shape == p.shape else v
+            for k, v in tensors.items()
+            if k.startswith(f"{name}:")
+        }
         if own:
             state[number] = own
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -7,7 +7,6 @@ and all of them get all rows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from ..mixture import TokenMixture
 from ..policy import Samples, Scored, TokenPolicy, Tokens
 from .methods import Drawer
 from .rows import Rows, joined, shuffled, uniforms
-from .setup import Setup, weights_as
+from .setup import Setup, lent_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,17 +57,19 @@ def collect(setup: Setup, number: int, average: Mapping[str, Tensor] | None = No
     mine = [prompts[i] for i in own]
     seconds = {"sampling": 0.0, "judging": 0.0, "scoring": 0.0}
     parts: list[Any] = []
-    if mine:
-        clock = perf_counter()
-        responses, drawn = _draw(setup, mine, own, len(prompts), number, average)
-        seconds["sampling"], clock = perf_counter() - clock, perf_counter()
-        numbers = _judged(setup, mine, responses, own, len(prompts), number)
-        seconds["judging"], clock = perf_counter() - clock, perf_counter()
-        numbers |= _constants(setup, mine, responses)
-        if method.draws_policy:
-            numbers["kl"] = _array(drawn) - numbers["reference"][:, 0]
-        seconds["scoring"] = perf_counter() - clock
-        parts = [Rows(mine, responses, numbers).as_json()]
+    clock = perf_counter()
+    samples = _draw(setup, mine, own, len(prompts), number, average)
+    responses = [drawn.completions for drawn in samples]
+    seconds["sampling"], clock = perf_counter() - clock, perf_counter()
+    numbers = _judged(setup, mine, responses, own, len(prompts), number) if mine else {}
+    seconds["judging"], clock = perf_counter() - clock, perf_counter()
+    with lent_weights(setup):
+        if mine:
+            numbers |= _constants(setup, mine, responses)
+            if method.draws_policy:
+                numbers["kl"] = _array(samples[0].log_probabilities) - numbers["reference"][:, 0]
+            parts = [Rows(mine, responses, numbers).as_json()]
+    seconds["scoring"] = perf_counter() - clock
     rows = joined(Rows.of_json(part) for part in gather_object(parts))
     if method.asks == "rewards":
         advantage = rows.numbers["reward"] - _baseline(rows.numbers["reward"], settings)
@@ -83,8 +84,8 @@ def _draw(
     n: int,
     number: int,
     average: Mapping[str, Tensor] | None,
-) -> tuple[list[list[list[int]]], Tensor]:
-    """A list of responses for each of the method's draws, and the log-probabilities with which the first was drawn."""
+) -> list[Samples]:
+    """The samples of each of the method's draws; none without prompts of one's own, which other processes may have."""
     import torch
 
     horizon, found = setup.settings.horizon, []
@@ -92,12 +93,10 @@ def _draw(
         u = uniforms(setup.settings.seed, f"draw {k}", number, (n, horizon))[own.start : own.stop]
         given = average if who == "average" else None
         assert who != "average" or given is not None
-        with (
-            nullcontext() if given is None else weights_as(setup.weights, given),
-            setup.accelerator.autocast(),
-        ):
-            found.append(player(setup, who).sample(prompts, horizon, uniforms=torch.as_tensor(u)))
-    return [samples.completions for samples in found], found[0].log_probabilities
+        with lent_weights(setup, given), setup.accelerator.autocast():
+            if len(prompts):
+                found.append(player(setup, who).sample(prompts, horizon, uniforms=torch.as_tensor(u)))
+    return found
 
 
 def player(setup: Setup, who: Drawer) -> TokenPolicy:

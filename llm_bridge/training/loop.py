@@ -25,7 +25,7 @@ from .judges import RewardJudge
 from .methods import Method, find_method
 from .rows import Rows, batch_of, batches_in_pass, joined, rows_of_records
 from .settings import TrainSettings
-from .setup import Setup, make_setup
+from .setup import Setup, full, like, make_setup, whole_weights
 from .step import TrainingStopped, update
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def _restore(setup: Setup, progress: Progress, found: Path) -> None:
     saved = ck.load_checkpoint(found, _tensors(setup, progress))
     with torch.no_grad():
         for name, x in _tensors(setup, progress).items():
-            x.copy_(saved.weights[name])
+            x.copy_(like(x, saved.weights[name]))
     ck.restore_optimiser(setup.bare_optimiser, setup.weights, saved.optimiser)
     state = saved.state
     progress.step, progress.round, progress.position = (state[k] for k in ("step", "round", "position"))
@@ -217,6 +217,9 @@ def _tensors(setup: Setup, progress: Progress) -> dict[str, Tensor]:
 
 
 def _save(setup: Setup, progress: Progress, folder: Path) -> None:
+    # Weights in shards come together on all processes; one of them writes.
+    weights = {name: full(x.detach()) for name, x in _tensors(setup, progress).items()}
+    tensors = ck.optimiser_tensors(setup.bare_optimiser, setup.weights)
     if setup.accelerator.is_main_process:
         keeps = setup.method.samples and progress.rows is not None
         state = {
@@ -225,8 +228,7 @@ def _save(setup: Setup, progress: Progress, folder: Path) -> None:
             "position": progress.position,
             "rows": progress.rows.as_json() if keeps and progress.rows is not None else None,
         }
-        tensors = ck.optimiser_tensors(setup.bare_optimiser, setup.weights)
-        saved = ck.Checkpoint(_tensors(setup, progress), tensors, state)
+        saved = ck.Checkpoint(weights, tensors, state)
         ck.save_checkpoint(folder / "checkpoints", progress.step, saved, setup.settings.keep)
     setup.accelerator.wait_for_everyone()
 
@@ -234,9 +236,12 @@ def _save(setup: Setup, progress: Progress, folder: Path) -> None:
 def _show(setup: Setup, step: int, folder: Path, decode: Callable[[Tokens], str] | None) -> None:
     """Answers to the first prompts, and what a judge of rewards says of them."""
     prompts = setup.prompts[: setup.settings.sample_prompts]
-    if not len(prompts) or not setup.accelerator.is_main_process:
+    if not len(prompts):
         return
-    completions = sample_answers(setup, prompts).completions
+    with whole_weights(setup):
+        if not setup.accelerator.is_main_process:
+            return
+        completions = sample_answers(setup, prompts).completions
     rewards = None
     if isinstance(setup.judge, RewardJudge) or (setup.judge is not None and setup.method.asks == "rewards"):
         rewards = ask_rewards(setup.judge, prompts, completions).tolist()

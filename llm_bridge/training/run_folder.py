@@ -18,7 +18,7 @@ from ...envs.comparisons import replace_file
 from ..policy import Tokens
 from .checkpoints import read_json, write_json
 from .rows import Rows
-from .setup import Setup
+from .setup import Setup, full
 
 # What must be equal where a run goes on; settings are compared one by one.
 _SAME = ("method", "parameters", "model", "judge", "weights", "start", "data")
@@ -58,7 +58,7 @@ def fingerprint(weights: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for name, p in weights.items():
         digest.update(f"{name} {tuple(p.shape)} {p.dtype}".encode())
-        digest.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(full(p.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

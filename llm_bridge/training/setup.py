@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,21 +102,38 @@ def make_setup(
         )
     if accelerator is None:
         accelerator = make_accelerator(settings, folder)
+    _check_accelerator(accelerator)
     model, optimiser = accelerator.prepare(policy.model, _optimiser(weights, settings))
     _move(ref, accelerator.device)
+    bare = replace(policy, model=accelerator.unwrap_model(model))
     return Setup(
         method=method,
         parameters=parameters,
         settings=settings,
-        policy=replace(policy, model=accelerator.unwrap_model(model)),
+        policy=bare,
         trained=replace(policy, model=model),
         reference=ref,
         prompts=prompts,
         judge=judge,
         accelerator=accelerator,
         optimiser=optimiser,
-        weights=weights,
+        weights=trainable(bare),  # sharding replaces them
     )
+
+
+def _check_accelerator(accelerator: Any) -> None:
+    """ValueError where the weights would not be parameters by their names any more."""
+    name = accelerator.distributed_type.value
+    if name == "FSDP" and not accelerator.is_fsdp2:
+        raise ValueError(
+            "FSDP 1 lays the weights end to end, so that they have no names: give "
+            "Accelerator(fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2))"
+        )
+    if name in ("DEEPSPEED", "MEGATRON_LM"):
+        raise ValueError(
+            f"the loop does not run under {name}, which keeps the weights and the optimiser to itself: use accelerate "
+            "with DDP, or with FSDP 2 where the model does not fit on one device"
+        )
 
 
 def make_accelerator(settings: TrainSettings, folder: Path | None) -> Any:
@@ -162,9 +179,70 @@ def _move(reference: Any, device: Any) -> None:
         model.to(device)
 
 
+# ---- weights in shards (FSDP 2): each process holds a part of each; for the whole, all must ask together -----------
+
+
+def full(x: Any) -> Any:
+    """All of a tensor that may be in shards."""
+    return x.full_tensor() if _in_shards(x) else x
+
+
+def like(x: Any, whole: Tensor) -> Any:
+    """`whole`, in shards where x is."""
+    if not _in_shards(x):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole.to(x.device), x.device_mesh, x.placements)
+
+
+def _in_shards(x: Any) -> bool:
+    return hasattr(x, "full_tensor")
+
+
+@contextmanager
+def whole_weights(setup: Setup) -> Iterator[None]:
+    """All weights on each process for a while, so that it may call the model as often as it likes, alone.
+
+    Outside, a call of a model in shards waits for the same call of all others. All processes come in together.
+    """
+    parts = [m for m in setup.policy.model.modules() if hasattr(m, "set_reshard_after_forward")]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            again = setup.accelerator.state.fsdp_plugin.reshard_after_forward
+            part.set_reshard_after_forward(bool(again), recurse=False)
+
+
+@contextmanager
+def lent_weights(setup: Setup, values: Mapping[str, Tensor] | None = None) -> Iterator[None]:
+    """`whole_weights`, of other values where some are given."""
+    with nullcontext() if values is None else weights_as(setup.weights, values), whole_weights(setup):
+        yield
+
+
 @contextmanager
 def weights_as(weights: Mapping[str, Any], values: Mapping[str, Tensor]) -> Iterator[None]:
-    """The parameters hold other values for a while, without a copy."""
+    """The parameters hold other values for a while, without a copy; in shards, by one."""
+    if any(map(_in_shards, weights.values())):
+        import torch
+
+        before = {name: p.detach().clone() for name, p in weights.items()}
+        with torch.no_grad():
+            for name, p in weights.items():
+                p.copy_(values[name])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, p in weights.items():
+                    p.copy_(before[name])
+        return
     kept = {name: p.data for name, p in weights.items()}
     for name, p in weights.items():
         p.data = values[name]

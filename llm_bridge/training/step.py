@@ -18,7 +18,7 @@ from ...envs.kernels import Array
 from .collect import score
 from .methods import Columns
 from .rows import Rows
-from .setup import Setup
+from .setup import Setup, full
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,7 +111,7 @@ def gradient(setup: Setup, rows: Rows, weight: Array | None = None, place: str =
     total = accelerator.reduce(torch.stack(losses).sum(), reduction="sum")
     gradients = [p.grad for p in setup.weights.values() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    found = Gradient(float(total), float(norm))
+    found = Gradient(float(total), float(full(norm)))
     if not np.isfinite([found.loss, found.norm]).all():
         raise TrainingStopped(f"{place}: {_what(setup, found, seen)}")
     longest = setup.settings.max_grad_norm
@@ -133,7 +133,9 @@ def _what(setup: Setup, found: Gradient, seen: list[tuple[Rows, Tensor]]) -> str
                 f"(prompt {[int(t) for t in piece.prompts[i]]})"
             )
         first += len(piece)
-    names = [n for n, p in setup.weights.items() if p.grad is not None and not bool(p.grad.isfinite().all())]
+    names = [
+        n for n, p in setup.weights.items() if p.grad is not None and not bool(full(p.grad).isfinite().all())
+    ]
     where = f"; the gradient of {names[0]} is not finite, the log-probabilities are" if names else ""
     rows = [[int(t) for t in x] for piece, _ in seen for x in piece.prompts[:2]][:2]
     return f"{said}{where}. The batch begins with the prompts {rows}"
