@@ -105,6 +105,11 @@ class _Trl:
         import datasets
         import torch
 
+        if world.kind not in ("gpt2", "llama"):
+            raise ValueError(
+                f"TRL's trainers take models of transformers; this world is {world.kind!r}: "
+                'model_world("llama", dtype="float32"), or "gpt2"'
+            )
         kind = trainer_class(self.module, self.name, self.release)
         arguments = trainer_class(self.module.replace("_trainer", "_config"), self.config, self.release)
         self.world = world
