@@ -257,7 +257,7 @@ def reward_against_kl(run: RunFolder) -> Any:
 
     gained = "value" if any("value" in row for row in run.exact_steps) else "win_rate"
     exact = [row for row in run.exact_steps if row.get(gained) is not None]
-    batches = [row for row in run.metrics if row.get("reward") is not None and row.get("kl") is not None]
+    batches = _with_reward(run)
     wins = [row for row in exact if row.get("win_rate") is not None and gained == "value" and not batches]
     panels = [name for name, there in (("exact", exact), ("batches", batches), ("wins", wins)) if there]
     with matplotlib.rc_context(figures.STYLE):
@@ -275,6 +275,11 @@ def reward_against_kl(run: RunFolder) -> Any:
                 axes.set(title="Of the batches", xlabel="log pi/ref, mean of the samples", ylabel="reward")
                 axes.legend(loc="best")
     return figure
+
+
+def _with_reward(run: RunFolder) -> list[Mapping[str, Any]]:
+    """The steps whose batches have a reward and a KL to draw it against."""
+    return [row for row in run.metrics if row.get("reward") is not None and row.get("kl") is not None]
 
 
 def _draw_wins(axes: Any, run: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -360,6 +365,7 @@ def as_page(run: RunFolder) -> str:
         drawn=_drawn_view(run),
         curves=figures.data_uri(curves(run)) if run.metrics else "",
         plane=figures.data_uri(reward_against_kl(run)) if _has_plane(run) else "",
+        batches=bool(_with_reward(run)),
         pairs=_pairs(run),
         settings=_settings_view(run),
         environment=environment(),
@@ -374,7 +380,7 @@ def _minutes(run: RunFolder) -> str:
 
 def _has_plane(run: RunFolder) -> bool:
     exact = any(row.get("value") is not None or row.get("win_rate") is not None for row in run.exact_steps)
-    return exact or any("reward" in row and "kl" in row for row in run.metrics)
+    return exact or bool(_with_reward(run))
 
 
 def _exact_view(run: RunFolder) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ import pytest
 from preflab.algorithms import pr_lsvi
 from preflab.algorithms.dpo import dpo_loss
 from preflab.algorithms.nash_md import NashMD
+from preflab.algorithms.nash_md_pg import nash_md_pg_loss
 from preflab.algorithms.self_play import mixture
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,6 +118,7 @@ PRINTED = {
     ],
     "04_nash_learning": [NashMD._next, mixture],
     "05_dpo_family_exact": [dpo_loss],
+    "08_from_table_to_transformer": [dpo_loss, nash_md_pg_loss],
 }
 
 
