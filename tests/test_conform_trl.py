@@ -11,7 +11,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from preflab.llm_bridge.conformance import TrainerError, conform, trl_online
+from preflab.llm_bridge.conformance import conform, trl_online
 from preflab.llm_bridge.conformance.models import model_world
 from preflab.llm_bridge.conformance.trainers import find_trainer, names, run_trainer
 from preflab.llm_bridge.conformance.whole import declared
@@ -139,10 +139,9 @@ def test_a_loss_normalised_by_the_deviation_of_its_batch_is_named():
         A = (reward - reward.mean()) / reward.std()
         return -(A * (c.policy * c.mask).sum(1)).mean()
 
-    report = conform(loss, "kl_policy_gradient", beta=0.1)
-    assert not report.ok
-    assert report.cause_name in ("batch_statistic", None)
-    assert next(c for c in report.checks if c.name == "micro-batches").status == "fail"
+    report = conform(loss, "kl_policy_gradient", beta=0.1, variance=False)
+    assert report.cause_name == "batch_statistic", report
+    assert {c.name: c.status for c in report.checks}["gradient"] == "pass"
 
 
 # ---- losses ----------------------------------------------------------------------------------------------------------
@@ -212,7 +211,6 @@ def test_parameters_reach_the_trainer():
 @of_release("1.16.0")
 def test_a_bug_planted_in_trl_is_named(monkeypatch):
     """The control: what is run is TRL's own code, and a change of it is seen."""
-    import torch.nn.functional as F
     from trl.experimental.online_dpo.online_dpo_trainer import OnlineDPOTrainer
     from trl.trainer.rloo_trainer import RLOOTrainer
 
@@ -224,11 +222,14 @@ def test_a_bug_planted_in_trl_is_named(monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(OnlineDPOTrainer, "_forward", padded)
         assert found("trl:online_dpo")[0].cause_name == "no_end"
-    monkeypatch.setattr(
-        RLOOTrainer, "_compute_loss", lambda self, model, inputs: F.relu(inputs["old_logps"]).sum()
-    )
-    with pytest.raises((TrainerError, StopIteration)):
-        found("trl:rloo")
+    penalised = RLOOTrainer._generate_and_score_completions
+
+    def maximised(self, inputs):
+        self.beta = -self.beta
+        return penalised(self, inputs)
+
+    monkeypatch.setattr(RLOOTrainer, "_generate_and_score_completions", maximised)
+    assert found("trl:rloo")[0].cause_name == "kl_maximised"
 
 
 @of_release("1.13.0")

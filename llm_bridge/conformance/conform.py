@@ -228,8 +228,8 @@ class _Bench:
         w, s = self.world, self.setting
         if self.paired:
             at = self.order[::-1] if only is None else only
-            rows = [numbers[at] for numbers in self._pairs]
-            return lambda tokens: w.pair_batch(tokens, *rows)
+            pairs = [numbers[at] for numbers in self._pairs]
+            return lambda tokens: w.pair_batch(tokens, *pairs)
         rows = self.rows_at(place)
         rows = rows if only is None else rows[only]
         return lambda tokens: w.sample_batch(tokens, rows, s.reward, s.P)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,15 @@ class Rows:
     policy: Tensor
     reference: Tensor
     context: int
+
+    def part(self, at: slice) -> Rows:
+        return replace(
+            self,
+            ids=self.ids[at],
+            mask=self.mask[at],
+            policy=self.policy[at],
+            reference=self.reference[at],
+        )
 
     @property
     def prompts(self) -> dict[str, Tensor]:
@@ -225,8 +234,10 @@ def _online(rows: Rows, loss_type: str, beta: float) -> SimpleNamespace:
 def _where(which: Tensor, a: Completions, b: Completions) -> Completions:
     import torch
 
-    names = ("policy", "reference", "previous", "mask", "ids")
-    return Completions(*(torch.where(which[:, None], getattr(a, n), getattr(b, n)) for n in names), end=a.end)
+    def pick(name: str) -> Tensor:
+        return torch.where(which[:, None], getattr(a, name), getattr(b, name))
+
+    return Completions(pick("policy"), pick("reference"), pick("previous"), pick("mask"), pick("ids"), a.end)
 
 
 # ---- Nash-MD and XPO -------------------------------------------------------------------------------------------------
@@ -262,10 +273,8 @@ def trl_xpo(loss_type: str, beta: float, alpha: float) -> TrainerLoss:
         second = drawn_is_chosen(batch)
         own = _where(second, batch.rejected, batch.chosen)
         rows = rows_of(own, batch.calibration)
-        halves = [
-            Rows(*(x[at] for x in (rows.ids, rows.mask, rows.policy, rows.reference)), rows.context)
-            for at in torch.arange(len(rows.ids)).chunk(2)
-        ]
+        n = len(second)
+        halves = [rows.part(slice(0, n)), rows.part(slice(n, None))]
         here = _online(rows, loss_type, beta)
         here.alpha = alpha
 

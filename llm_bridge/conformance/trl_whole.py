@@ -331,14 +331,18 @@ class _Paired(_Online):
         with torch.no_grad():
             return self.scores({"input_ids": ids, "attention_mask": mask}, at)[int(role == "reference")]
 
-    def generated(self, prompts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def generated(self, prompts: dict[str, Any]) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
     def sample(self, prompts: Sequence[Tokens], horizon: int, seed: int, role: str) -> Sequence[Tokens]:
         import torch
 
         ids, mask, at = self.padded(prompts, [(self.world.end,) for _ in prompts])
-        given = {"input_ids": ids[:, :at], "attention_mask": mask[:, :at], "raw": list(prompts)}
+        given: dict[str, Any] = {
+            "input_ids": ids[:, :at],
+            "attention_mask": mask[:, :at],
+            "raw": list(prompts),
+        }
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.trainer.generation_config.max_new_tokens = horizon
@@ -385,7 +389,7 @@ class TrlNashMd(_Paired):
     def scores(self, data: dict[str, Tensor], at: int) -> tuple[Tensor, Tensor]:
         return self.trainer._compute_logprobs(self.trainer.model, data, at)  # type: ignore[no-any-return]
 
-    def generated(self, prompts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def generated(self, prompts: dict[str, Any]) -> tuple[Tensor, Tensor]:
         return self.trainer._generate_completions(self.trainer.model, prompts)  # type: ignore[no-any-return]
 
 
@@ -397,5 +401,5 @@ class TrlXpo(_Paired):
         said = self.trainer._compute_logprobs(self.trainer.model, data, data, at)
         return said[0], said[3]
 
-    def generated(self, prompts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def generated(self, prompts: dict[str, Any]) -> tuple[Tensor, Tensor]:
         return self.trainer._generate_completions(prompts, self.trainer.model)  # type: ignore[no-any-return]
