@@ -7,6 +7,7 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -510,6 +511,51 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
         write_records(tmp_path / "a.parquet", [SKY])
 
 
+class ColumnStore:
+    """In place of pyarrow: tables are dictionaries of columns, files are JSON; it looks at all columns it is given."""
+
+    class ArrowInvalid(Exception):
+        pass
+
+    @staticmethod
+    def table(columns):
+        return columns
+
+    @staticmethod
+    def write_table(columns, file):
+        file.write(json.dumps(columns).encode())
+
+    @classmethod
+    def read_table(cls, path):
+        try:
+            columns = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise cls.ArrowInvalid("no footer") from error
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        return SimpleNamespace(to_pylist=lambda: rows)
+
+
+def test_tables_have_all_columns_and_folders_their_rows(tmp_path, monkeypatch):
+    """The way to parquet files and saved data sets, with stand-ins; with the packages themselves below."""
+    stand_in = SimpleNamespace(
+        parquet=ColumnStore, ArrowInvalid=ColumnStore.ArrowInvalid, table=ColumnStore.table
+    )
+    monkeypatch.setitem(sys.modules, "pyarrow", stand_in)
+    path, records = tmp_path / "a.parquet", random_records(6)
+    assert records[0].ref_logp is records[0].query_id is None  # the first row lacks columns that others have
+    write_records(path, records)
+    assert read_records(path) == records
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ValueError, match=r"a\.parquet is damaged, or no parquet file: no footer"):
+        read_records(path)
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    (folder / "dataset_info.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_from_disk=lambda name: [ROW, ROW, {}]))
+    with pytest.raises(ValueError, match=r"saved, row 2: there is no column chosen"):
+        read_records(folder, Toy())
+
+
 # ---- with the packages ---------------------------------------------------------------------------------------------
 
 
@@ -601,8 +647,6 @@ def test_smollm2s_tokenizer_and_template():
 def test_trl_makes_the_same_ids_of_the_same_rows():
     """TRL's own preparation of a preference data set, up to what its chat template writes behind the end token."""
     needs("trl", "datasets")
-    from types import SimpleNamespace
-
     from datasets import Dataset
     from trl import DPOTrainer
 
