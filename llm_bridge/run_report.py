@@ -178,10 +178,9 @@ def summary(run: RunFolder) -> str:
 
 
 def _pairs(run: RunFolder) -> list[dict[str, Any]]:
-    """Prompts with the completion at the start and the last one."""
-    first = [row for row in run.samples if row["step"] == 0]
-    last = max((row["step"] for row in run.samples), default=0)
-    end = [row for row in run.samples if row["step"] == last] if last else []
+    """Prompts with the completion at the start and the last one: samples.jsonl; where a method of records has none, the
+    first of the drawn completions."""
+    first, end, last = _samples(run)
     pairs = []
     for i, row in enumerate(first):
         later = end[i] if i < len(end) else {}
@@ -196,6 +195,23 @@ def _pairs(run: RunFolder) -> list[dict[str, Any]]:
             }
         )
     return pairs
+
+
+def _samples(run: RunFolder) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]], int]:
+    """The answers at the start, the last ones, and the step of the latter, 0 = there are none."""
+    first = [row for row in run.samples if row["step"] == 0]
+    last = max((row["step"] for row in run.samples), default=0)
+    if first:
+        return first, [row for row in run.samples if row["step"] == last] if last else [], last
+    sides = []
+    for side in ("before", "after"):
+        drawn = run.drawn.get(side, {})
+        rewards = drawn.get("rewards")
+        shown = drawn.get("shown", [])
+        sides.append(
+            [row | ({} if rewards is None else {"reward": rewards[i][0]}) for i, row in enumerate(shown)]
+        )
+    return sides[0], sides[1], run.steps if sides[1] else 0
 
 
 def _said(row: Mapping[str, Any], text: str, ids: str) -> str:

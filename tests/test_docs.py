@@ -21,6 +21,7 @@ import gymnasium
 import pytest
 import typer.main
 from preflab.envs.registration import WORLDS
+from preflab.llm_bridge.training.methods import METHODS, find_method
 from preflab.theory import registry
 
 from preflab.cli import app
@@ -151,13 +152,18 @@ def parse(command):
     """Check a `preflab` command line without running it; its names must be known too."""
     program, name, *arguments = shlex.split(command)
     assert program == "preflab"
-    group = typer.main.get_command(app)
-    asked = group.commands[name].make_context(name, arguments).params
+    found = typer.main.get_command(app).commands[name]
+    while hasattr(found, "commands"):  # a group of commands, such as bridge
+        name, *arguments = arguments
+        found = found.commands[name]
+    asked = found.make_context(name, arguments).params
     if name == "run":
         registry.find("algorithm", asked["algorithm"], registry.load_algorithms())
         registry.find("env", asked["env"], registry.world_names())
     if name == "verify":
         registry.select_claims(asked["claims"] or [])
+    if name == "train" and asked["method"] is not None:
+        find_method(asked["method"])
     return asked
 
 
@@ -169,7 +175,14 @@ def test_commands_are_understood(command, printed):
 
 @pytest.mark.parametrize(
     "command",
-    ["preflab verify --quik", "preflab verfy", "preflab run pr_lsvi Nowhere", "preflab verify nothing.x"],
+    [
+        "preflab bridge train nash_mc",
+        "preflab bridge trian dpo",
+        "preflab verify --quik",
+        "preflab verfy",
+        "preflab run pr_lsvi Nowhere",
+        "preflab verify nothing.x",
+    ],
 )
 def test_a_wrong_command_is_noticed(command):
     with pytest.raises((Exception, SystemExit)):
@@ -186,6 +199,15 @@ def test_commands_print_what_the_page_shows(command, printed, tmp_path):
         printed, said = (re.sub(r"[━┏┓┗┛┳┻╇└┘┴─┡┩]+", "", text) for text in (printed, said))
         printed, said = (re.sub(r"\d\S*e-\d+|\d+\.\d+", "#", text) for text in (printed, said))
     assert agrees(printed, said, 0.25), said
+
+
+def test_the_bridges_page_names_every_method_and_parameter():
+    page = (ROOT / "docs" / "bridge.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    for name, method in METHODS.items():
+        (row,) = [line for line in rows if f"`{name}`" in line.split("|")[1]]
+        named = set(re.findall(r"\w+", row.split("|")[3]))
+        assert {*method.parameters, *method.sampler} <= named, name
 
 
 def test_make_knows_every_target_that_a_page_names():

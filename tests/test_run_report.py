@@ -14,6 +14,7 @@ from preflab.llm_bridge.policy import TransformerPolicy
 from preflab.llm_bridge.tiny import tiny_model
 from preflab.llm_bridge.training.judges import RewardJudge
 from preflab.llm_bridge.training.loop import train
+from preflab.llm_bridge.training.records import Record
 from preflab.llm_bridge.training.settings import TrainSettings
 from preflab.llm_bridge.training.watched import Texts, Watch, train_watched
 
@@ -187,6 +188,34 @@ def test_a_run_that_nobody_watched_has_a_page(tmp_path, method):
     links = Links(page_of(tmp_path))
     assert len(links.fetched) == (1 if method == "nash_md" else 2)  # nash_md's batches have no reward to draw
     assert "3 of 3 steps." in links.text
+
+
+def test_a_method_of_records_shows_the_first_of_the_drawn_completions(tmp_path):
+    def folder(name, decode, samples=3):
+        train_watched(
+            tiny(),
+            "dpo",
+            folder=tmp_path / name,
+            judge=JUDGE,
+            records=[Record((1, 2), (3, 3), (1, 0)), Record((3,), (3, 0), (2, 0))],
+            settings=settings(2),
+            watch=Watch(k=2, horizon=2, every=0, samples=samples),
+            texts=Texts(prompts=["one two", "three"], decode=decode) if decode else Texts(decode=None),
+        )
+        page_of(tmp_path / name)
+        return data_of(tmp_path / name)
+
+    data = folder("texts", lambda y: f"<{list(y)}>")
+    pairs, drawn = data["samples"], data["drawn"]
+    assert [row["prompt"] for row in pairs] == ["one two", "three"]
+    assert pairs[1]["before"] == f"<{drawn['before']['shown'][1]['completion']}>"
+    assert pairs[1]["reward_after"] == drawn["after"]["rewards"][1][0]
+    for side in ("before", "after"):
+        for row, rewards in zip(drawn[side]["shown"], drawn[side]["rewards"], strict=True):
+            assert rewards[0] == JUDGE.rewards([row["prompt"]], [row["completion"]])[0]
+    assert [row["step"] for row in pairs] == [2, 2]
+    assert folder("ids", None)["samples"][0]["prompt"] == "1 2"
+    assert folder("none", None, samples=0)["samples"] == []
 
 
 def titles(figure):

@@ -115,7 +115,7 @@ def train_watched(
     path.mkdir(parents=True, exist_ok=True)
     judged = _judged(policy, watched, watch, shown, judge, method, values, path, progress)
     _begin(path, judged, watch, resume)
-    drawn = _drawn(policy, policy, watched, judge, settings, watch)
+    drawn = _drawn(policy, policy, watched, judge, settings, watch, shown)
     _write_drawn(path, "before", drawn)
 
     def look(row: dict[str, Any]) -> None:
@@ -140,7 +140,7 @@ def train_watched(
     after, law = _now(judged, policy, watch)
     _note(path, result.step, after)
     _finish(path, judged, after, law)
-    _write_drawn(path, "after", _drawn(policy, result.reference, watched, judge, settings, watch))
+    _write_drawn(path, "after", _drawn(policy, result.reference, watched, judge, settings, watch, shown))
     return result
 
 
@@ -269,8 +269,12 @@ def _drawn(
     judge: Judge | None,
     settings: TrainSettings,
     watch: Watch,
+    texts: Texts,
 ) -> dict[str, Any] | None:
-    """Completions of the training's horizon, each from the same uniforms before and after, and what the judge says."""
+    """Completions of the training's horizon, each from the same uniforms before and after, and what the judge says.
+
+    The first one of each prompt is kept for the reader.
+    """
     import torch
 
     if not watch.samples:
@@ -297,7 +301,19 @@ def _drawn(
         others = reference.sample(many, settings.horizon, uniforms=v).completions
         wins = np.asarray(judge.preferences(many, samples.completions, others), dtype=np.float64)
         found |= _mean("win_rate", wins.reshape(shape))
-    return found
+    first = samples.completions[:: watch.samples]
+    return found | {
+        "shown": [_shown(x, y, i, texts) for i, (x, y) in enumerate(zip(prompts, first, strict=True))]
+    }
+
+
+def _shown(prompt: Tokens, completion: Tokens, number: int, texts: Texts) -> dict[str, Any]:
+    row: dict[str, Any] = {"prompt": [int(t) for t in prompt], "completion": [int(t) for t in completion]}
+    if texts.decode is not None:
+        row |= {"prompt_text": texts.decode(prompt), "text": texts.decode(completion)}
+    if texts.prompts is not None:
+        row["prompt_text"] = texts.prompts[number]
+    return row
 
 
 def _mean(name: str, values: Array) -> dict[str, float]:

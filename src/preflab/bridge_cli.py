@@ -559,7 +559,8 @@ def _totals(run: Any) -> dict[str, Any]:
         "after": exact.get("after"),
         "optimum": exact.get("optimum"),
         "drawn": {
-            side: {k: v for k, v in run.drawn[side].items() if k != "rewards"} for side in ("before", "after")
+            side: {k: v for k, v in run.drawn[side].items() if k not in ("rewards", "shown")}
+            for side in ("before", "after")
         }
         if run.drawn
         else None,
