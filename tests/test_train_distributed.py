@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -138,7 +139,7 @@ def jobs_of(kind: str | None) -> list[dict[str, object]]:
     every = [{**job, "name": name, "kind": kind} for name, job in RUNS.items()]
     first = {**RUNS["inpo"], "name": "resumed", "kind": kind}
     cut = {**first, "settings": {**RUNS["inpo"]["settings"], "steps": 2}}
-    return [*every, cut, {**first, "resume": True}]
+    return [*every, cut, {**first, "resume": True}, {**cut, "name": "half"}]
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="gloo as on POSIX")]
@@ -213,6 +214,15 @@ def test_a_run_that_goes_on_is_the_run_that_did_not_stop(ran, kind):
     assert gap(whole, resumed) == 0
     halfway = load_file(ran(kind) / "inpo" / "checkpoints" / "step_000002" / "weights.safetensors")
     assert gap(whole, halfway) > 1e-4
+
+
+def test_a_run_goes_on_with_another_number_of_processes(ran, tmp_path):
+    """Begun in shards on two, ended by one."""
+    shutil.copytree(ran("fsdp") / "half", tmp_path / "half")
+    said = run(1, tmp_path, [{**RUNS["inpo"], "name": "half", "kind": None, "resume": True}])
+    assert not said, "\n".join(said)
+    assert [row["step"] for row in rows(tmp_path, "half")] == [3, 4]
+    assert gap(last(ran("one"), "inpo"), last(tmp_path, "half")) < 1e-13
 
 
 def test_the_comparison_sees_a_difference(ran):

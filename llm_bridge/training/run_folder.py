@@ -18,7 +18,7 @@ from ...envs.comparisons import replace_file
 from ..policy import Tokens
 from .checkpoints import read_json, write_json
 from .rows import Rows
-from .setup import Setup, full
+from .setup import Setup, class_name, full
 
 # What must be equal where a run goes on; settings are compared one by one.
 _SAME = ("method", "parameters", "model", "judge", "weights", "start", "data")
@@ -35,7 +35,7 @@ def about(setup: Setup, rows: Rows | None) -> dict[str, Any]:
         "method": setup.method.name,
         "parameters": dict(setup.parameters),
         "settings": setup.settings.as_dict(),
-        "model": type(setup.policy.model).__name__,
+        "model": class_name(setup.policy.model),
         "judge": None if setup.judge is None else getattr(setup.judge, "name", type(setup.judge).__name__),
         "device": str(setup.accelerator.device),
         "processes": setup.accelerator.num_processes,

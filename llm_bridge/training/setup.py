@@ -196,6 +196,12 @@ def like(x: Any, whole: Tensor) -> Any:
     return distribute_tensor(whole.to(x.device), x.device_mesh, x.placements)
 
 
+def class_name(model: Any) -> str:
+    """FSDP makes a class of its own mixin and the model's class; it is the latter that says which model it is."""
+    made = type(model)
+    return (made.__bases__[-1] if hasattr(model, "set_reshard_after_forward") else made).__name__
+
+
 def _in_shards(x: Any) -> bool:
     return hasattr(x, "full_tensor")
 
