@@ -15,6 +15,7 @@ from preflab.algorithms.dpo import dpo_loss
 from preflab.algorithms.nash_md import NashMD
 from preflab.algorithms.nash_md_pg import nash_md_pg_loss
 from preflab.algorithms.self_play import mixture
+from preflab.llm_bridge.conformance.laws import noise_floor
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -119,6 +120,7 @@ PRINTED = {
     "04_nash_learning": [NashMD._next, mixture],
     "05_dpo_family_exact": [dpo_loss],
     "08_from_table_to_transformer": [dpo_loss, nash_md_pg_loss],
+    "09_is_my_trainer_right": [noise_floor],
 }
 
 
