@@ -379,3 +379,17 @@ def test_nash_md_scores_another_law_than_it_draws_at_its_default_temperature():
     report = held("TrlNashMd", llama(), 3, temperature=0.9, rewards=None)
     assert report.cause_name == "temperature_missing", report
     assert held("TrlNashMd", llama(), 2, temperature=0.9).ok
+
+
+@pytest.mark.llm
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_what_is_done_to_a_model_of_a_world_does_not_change_the_next_one(kind, tmp_path):
+    world = model_world(kind)
+    first = world.model("reference")
+    first.save_pretrained(tmp_path)  # writes its dtype into the configuration, as TRL's trainers do
+    first.config.use_cache = False
+    again = world.model("reference")
+    assert again.config.use_cache
+    for a, b in zip(first.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)

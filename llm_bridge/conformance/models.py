@@ -377,7 +377,8 @@ def _transformers(kind: str, horizon: int, seed: int, dtype: str) -> Callable[[]
     def make() -> Any:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = transformers.AutoModelForCausalLM.from_config(config)
+            # A copy: trainers write into the configuration of their model, its dtype among others.
+            model = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config))
         return model.to(getattr(torch, dtype)).train()
 
     return make
