@@ -287,12 +287,12 @@ def train(
     ] = None,
     steps: Annotated[
         int, typer.Option(min=1, help="Steps in all, those of an earlier start included.")
-    ] = 100,
-    batch: Annotated[int, typer.Option(min=1, help="Rows a step.")] = 16,
+    ] = 40,
+    batch: Annotated[int, typer.Option(min=1, help="Rows a step.")] = 24,
     micro_batch: Annotated[
         int | None, typer.Option(min=1, help="Rows in one backward pass.", show_default="all of the batch")
     ] = None,
-    horizon: Annotated[int, typer.Option(min=1, help="Largest number of tokens of a completion.")] = 16,
+    horizon: Annotated[int, typer.Option(min=1, help="Largest number of tokens of a completion.")] = 6,
     rate: Annotated[
         float | None,
         typer.Option(help="Learning rate.", show_default="1e-3 with --lora, else 1e-5"),
