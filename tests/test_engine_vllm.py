@@ -436,6 +436,38 @@ def test_an_engine_is_opened_on_safetensors_and_reports_what_it_samples(tmp_path
         open_llm(tmp_path)
 
 
+class Adapted(torch.nn.Module):
+    """A linear layer with two adapters of rank 1, of which one is active, laid out as peft lays them out."""
+
+    active_adapters = ("mine",)
+
+    def __init__(self):
+        super().__init__()
+        self.base_layer = torch.nn.Linear(3, 2)
+        self.lora_A = torch.nn.ParameterDict({name: torch.randn(1, 3) for name in ("mine", "other")})
+        self.lora_B = torch.nn.ParameterDict({name: torch.randn(2, 1) for name in ("mine", "other")})
+
+    def get_delta_weight(self, adapter):
+        return 2 * self.lora_B[adapter] @ self.lora_A[adapter]
+
+    def forward(self, x):
+        return self.base_layer(x) + 2 * x @ self.lora_A["mine"].T @ self.lora_B["mine"].T
+
+
+def test_an_adapter_is_added_to_what_it_adapts():
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict(
+        {"base_model": torch.nn.ModuleDict({"model": torch.nn.ModuleDict({"up": Adapted()})})}
+    )
+    found = dict(engine.merged_weights(model))
+    assert found.keys() == {"up.weight", "up.bias"}
+    x = torch.randn(5, 3)
+    layer = model["base_model"]["model"]["up"]
+    torch.testing.assert_close(x @ found["up.weight"].T + found["up.bias"], layer(x))
+    assert (found["up.weight"] - layer.base_layer.weight).abs().max() > 0.1
+    assert not any(value.requires_grad for value in found.values())
+
+
 @pytest.mark.llm
 def test_merged_weights_are_those_of_the_adapted_model():
     if any(importlib.util.find_spec(name) is None for name in ("transformers", "peft")):
