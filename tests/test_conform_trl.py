@@ -317,6 +317,21 @@ def test_nash_md_draws_its_mixture_by_default_and_not_without_checkpointing():
 
 
 @of_release("1.13.0")
+def test_nash_md_draws_its_mixture_at_positions_that_count_the_padding():
+    report = held("TrlNashMd", model_world("gpt2", dtype="float32"), 2)
+    states = {c.name: c.status for c in report.checks}
+    assert states == {"samples of the policy": "pass", "samples of the mixture": "fail"}
+    assert report.cause_name == "positions", report
+
+
+@of_release("1.13.0")
+@pytest.mark.parametrize("name", ["TrlNashMd", "TrlXpo"])
+def test_scores_of_1_13_on_absolute_positions(name):
+    report = held(name, model_world("gpt2", dtype="float32"), 3, rewards=None)
+    assert report.cause_name == "positions", report
+
+
+@of_release("1.13.0")
 def test_one_cache_serves_both_models_of_the_mixture():
     """Why: after a step of n tokens the cache holds 2 n of them."""
     import transformers
