@@ -213,7 +213,7 @@ def test_deviations_are_coordinates_along_the_faults():
 
 
 def test_our_loop_passes_every_level():
-    report = conform_trainer(loop_trainer("dpo"), world="table", draws=200, runs=5, steps=12)
+    report = conform_trainer(loop_trainer("dpo"), world="table", draws=200, runs=5, steps=8)
     assert report.ok, str(report)
     assert {c.level for c in report.checks} == {2, 3, 5, 6}
     (run,) = [c for c in report.checks if c.level == 5]
@@ -271,7 +271,7 @@ def test_a_planted_bug_that_changes_what_is_learnt_is_named(name):
 )
 def test_a_planted_bug_of_a_run_is_named(name):
     bug = PLANTED_LOOP[name]
-    size = {"runs": 5, "steps": 12} if name in QUICK else {}
+    size = {"runs": 5, "steps": 8} if name in QUICK else {}
     report = conform_trainer(bug.make, name=name, levels=(5,), world="table", **size)
     assert not report.ok
     assert report.cause_name == bug.cause, str(report)
@@ -302,7 +302,7 @@ def test_an_objective_that_the_catalogue_does_not_have_gets_no_name():
             rows = [r for r in task.comparisons if r.prompt == first]
             return super().records(replace(task, comparisons=tuple(rows)), reference)
 
-    report = conform_trainer(Ranked, levels=(5,), world="table", runs=8)
+    report = conform_trainer(Ranked, levels=(5,), world="table", runs=6)
     assert not report.ok
     assert report.cause_name is None
     assert report.nearest

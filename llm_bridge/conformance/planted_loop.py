@@ -602,11 +602,6 @@ class LearnsWithK3AsALoss(_Tokens):
         return beta * (back.exp() - 1 - back).sum(1) - reward * policy.sum(1)
 
 
-class _Players(_Method):
-    against = "nash_md"
-    parameters: ClassVar[Mapping[str, float]] = {"share": 0.4}
-
-
 @_plant(5, "mixture_swapped")
 class PlaysAgainstTheSwappedMixture(_Told):
     against = "nash_md"
@@ -617,13 +612,19 @@ class PlaysAgainstTheSwappedMixture(_Told):
 
 
 @_plant(5, "opponent_is_policy")
-class PlaysAgainstItself(_Players):
+class PlaysAgainstItself(_Method):
+    against = "nash_md"
+    parameters: ClassVar[Mapping[str, float]] = {"share": 0.7}
+
     def changed(self, method: Any) -> Any:
         return replace(method, draws=("policy", "policy"))
 
 
 @_plant(5, "opponent_is_reference")
-class PlaysAgainstTheReference(_Players):
+class PlaysAgainstTheReference(_Method):
+    against = "nash_md"
+    parameters: ClassVar[Mapping[str, float]] = {"share": 0.1}
+
     def changed(self, method: Any) -> Any:
         return replace(method, draws=("policy", "reference"))
 

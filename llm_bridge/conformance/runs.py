@@ -3,7 +3,8 @@ r"""Level 5: does a sampled run go where its objective leads? Held to an exact r
 A `Task` tells a trainer what to do with the world's policy: an objective with its parameters, so many steps of so many
 rows with a learning rate, and either comparisons (fresh draws, each used once) or a judge. The same steps made with the
 expected gradient, enumerated, are the *exact run*. To first order the mean of sampled runs is the exact run, whatever
-the batch, and both lead towards the optimum, which is known.
+the batch, and both lead towards the optimum, which is known. Batches are large, since what the second order adds is
+their variance: it falls against the spread of the runs as one over the root of all rows.
 
 The trainer runs the task from several seeds. d_s = log pi_s - log pi_exact, (prompts, C), is what run s ends with less
 what the exact run ends with. Let v_k be the same for an exact run with fault k (labels exchanged, token means, another
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
 
 Kind = Literal["comparisons", "rewards", "preferences"]
 SEEDS = 10
-STEPS = 25
-BATCH = 48
-STRIDE = 0.08  # nats, root mean square: how far the first exact step moves log-probabilities
+STEPS = 16
+BATCH = 240
+STRIDE = 0.12  # nats, root mean square: how far the first exact step moves log-probabilities
 NAMED = 1e-3
 
 
