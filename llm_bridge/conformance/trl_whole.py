@@ -18,7 +18,9 @@ reference of their own: they turn the adapter off.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import importlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -250,12 +252,9 @@ class _Grouped(_Trl):
 
 
 def use_adapter(trainer: Any, name: str | None) -> Any:
-    """TRL's own, as its trainers call it."""
-    import sys
-
-    return sys.modules[type(trainer).__module__].use_adapter(
-        trainer.accelerator.unwrap_model(trainer.model), adapter_name=name
-    )
+    """TRL's own context manager, as the trainer's module calls it."""
+    module = importlib.import_module(type(trainer).__module__)
+    return module.use_adapter(trainer.accelerator.unwrap_model(trainer.model), adapter_name=name)
 
 
 class TrlRloo(_Grouped):
@@ -299,8 +298,6 @@ class TrlOnlineDpo(_Online):
         return [row[m].tolist() for row, m in zip(ids[half], mask[half].bool(), strict=True)]
 
     def log_probabilities(self, prompts: Sequence[Tokens], completions: Sequence[Tokens], role: str) -> Any:
-        import contextlib
-
         import torch
 
         ids, mask, at = self.padded(prompts, completions)
