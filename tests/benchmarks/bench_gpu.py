@@ -187,7 +187,7 @@ class Bare:
         with torch.no_grad():
             log_ref = self.scores(self.reference, prompts, first)
         self.step(-((wins - 0.5 - TAU * (log_pi.detach() - log_ref)) * log_pi).mean())
-        return sum(map(len, first))
+        return sum(map(len, [*first, *second]))  # as the loop counts them
 
 
 def now(device: str) -> float:
@@ -293,9 +293,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit(
-            "torch finds no GPU: run it on a machine with one, or with --device cpu --model tiny"
+        print(
+            "torch finds no GPU, nothing is measured: take a machine with one, or --device cpu --model tiny"
         )
+        return
     if options.steps < 2 or options.rounds < 1:
         raise SystemExit("at least 2 steps of 1 round are needed: the first step warms up")
     if options.device == "cpu":

@@ -13,6 +13,7 @@ reading the weights once costs, however few tokens there are, and the ratio fall
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import time
 from collections.abc import Callable
@@ -74,6 +75,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=1)
     options = parser.parse_args()
+    if importlib.util.find_spec("transformers") is None:
+        print("transformers is not installed, nothing is measured: pip install 'preflab[llm]'")
+        return
     torch.set_num_threads(1)
     policy, reference = ({"gpt2": gpt2, "smollm2": smollm2}[options.model](seed) for seed in (0, 1))
     mixture = TokenMixture(policy, reference, SHARE)
