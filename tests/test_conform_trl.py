@@ -120,6 +120,13 @@ def test_the_model_says_the_given_log_probabilities_and_no_others():
         model(rows.ids.flip(0), attention_mask=rows.mask)
 
 
+def test_a_world_that_trl_cannot_take_is_refused():
+    from preflab.llm_bridge.conformance.trl_whole import TrlRloo
+
+    with pytest.raises(ValueError, match=r"take models of transformers; this world is 'tiny': model_world"):
+        TrlRloo(model_world("tiny"))
+
+
 def test_roles_that_are_drawn_and_scored_are_roles():
     def said(**parts):
         return declared(types.SimpleNamespace(roles=("policy", "reference"), **parts))
@@ -153,6 +160,7 @@ LOSSES_116 = {
     "trl:dpo[sigmoid_norm]": ("fails", "token_mean", 0.951),
     "trl:dpo[robust]": ("conforms", None, 1.0),
     "trl:dpo[hinge]": ("another objective", "hinge_sum", 0.945),
+    "trl:dpo[exo_pair]": ("another objective", "exo_sum", 0.958),
     "trl:dpo[aot]": ("fails", None, 0.997),
     "trl:dpo[discopop]": ("fails", None, 0.840),
     "trl:dpo[sft]": ("another objective", "sft_batch", 0.561),

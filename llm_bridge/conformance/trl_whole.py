@@ -79,14 +79,6 @@ def text_of(world: ModelWorld, tokens: Tokens) -> str:
     return " ".join(world.words[int(t)] for t in tokens)
 
 
-def _until(rows: Tensor, end: int) -> list[list[int]]:
-    """Up to and with the first end token."""
-    found = []
-    for row in rows.tolist():
-        found.append(row[: row.index(end) + 1] if end in row else row)
-    return found
-
-
 # ---- trainers --------------------------------------------------------------------------------------------------------
 
 
@@ -104,14 +96,14 @@ class _Trl:
     temperature = 1.0
 
     def __init__(self, world: ModelWorld) -> None:
-        import datasets
-        import torch
-
         if world.kind not in ("gpt2", "llama"):
             raise ValueError(
                 f"TRL's trainers take models of transformers; this world is {world.kind!r}: "
                 'model_world("llama", dtype="float32"), or "gpt2"'
             )
+        import datasets
+        import torch
+
         kind = trainer_class(self.module, self.name, self.release)
         arguments = trainer_class(self.module.replace("_trainer", "_config"), self.config, self.release)
         self.world = world
