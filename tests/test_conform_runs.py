@@ -34,6 +34,7 @@ from preflab.llm_bridge.conformance.runs import (
     fault_names,
     faults,
     make_task,
+    nearest_on,
     policy_law,
     problem_of,
     token_laws,
@@ -207,6 +208,14 @@ def test_deviations_are_coordinates_along_the_faults():
     k = list(along).index(key)
     np.testing.assert_allclose(found.coordinates[:, k], [0.9, 1.0, 1.1])
     assert set(fault_names("nash_md")) >= {"pace", "mixture_swapped", "kl_joint", "tau_other"}
+
+
+def test_the_nearest_point_of_a_run_lies_between_its_steps():
+    run = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 2.0]])
+    steps, point = nearest_on(run, np.array([1.5, 0.5]))
+    assert steps == pytest.approx(1.25)
+    np.testing.assert_allclose(point, [1.0, 0.5])
+    assert nearest_on(run, np.array([-1.0, 0.0]))[0] == 0
 
 
 # ---- trainers --------------------------------------------------------------------------------------------------------

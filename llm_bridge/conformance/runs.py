@@ -22,6 +22,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -832,6 +833,18 @@ def _plainly_wrong(laws: Array, start: Array, draws: bool) -> tuple[str, str, st
     return None
 
 
+def nearest_on(run: Array, law: Array) -> tuple[float, Array]:
+    """After how many steps (n - 1 of them, between them in a straight line) a run (n, ...) is nearest to `law`."""
+    found = []
+    for k, (a, b) in enumerate(pairwise(run)):
+        way = (b - a).ravel()
+        share = float(np.clip((law - a).ravel() @ way / max(way @ way, 1e-300), 0, 1))
+        point = a + share * (b - a)
+        found.append((float(np.linalg.norm(law - point)), k + share, point))
+    _, steps, point = min(found, key=lambda row: row[0])
+    return steps, point
+
+
 def explain_run(
     problem: Problem, task: Task, laws: Array, along: Mapping[str, Array], most: int = 8
 ) -> tuple[str | None, str, tuple[Match, ...]]:
@@ -846,11 +859,10 @@ def explain_run(
     }
     likely = [known[int(name.split()[0])] for name in sorted(rough, key=rough.__getitem__)[:most]]
     # The right way, but further along it, or less far.
-    gaps = [float(np.linalg.norm(mean - x)) for x in exact[1:]]
-    at = int(np.argmin(gaps)) + 1
-    pace = f"the run gets {at / task.steps:.2g} times as far as it should: the learning rate, its schedule, the number "
-    pace += "of steps, or accumulated gradients that are added where they should be averaged"
-    ends = [("pace", pace, exact[at])]
+    steps, end = nearest_on(exact, mean)
+    pace = f"the run gets {steps / task.steps:.2g} times as far as it should: the learning rate, its schedule, the "
+    pace += "number of steps, or accumulated gradients that are added where they should be averaged"
+    ends = [("pace", pace, end)]
     ends += [(f.name, f.cause, exact_run(problem, task, f)[-1]) for f in likely]
     noise = float(np.sqrt(((laws - mean) ** 2).sum() / (len(laws) * (len(laws) - 1))))
     ranked = []
