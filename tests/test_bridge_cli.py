@@ -48,6 +48,24 @@ def tiny(monkeypatch, tmp_path):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Where one run is kept for the tests that need a finished one."""
+    return tmp_path_factory.mktemp("kept") / "run"
+
+
+@pytest.fixture
+def done(tiny, kept):
+    """`tiny`, with a finished run of NASH in its folder run."""
+    if not kept.exists():
+        made = call(*NASH, *QUIET, "--set", "checkpoint_every=2")
+        assert made.exit_code == 0, made.output
+        shutil.copytree(tiny / "run", kept)
+    else:
+        shutil.copytree(kept, tiny / "run")
+    return tiny
+
+
 LATTICE = ("lattice", "--model", "tiny", "--prompts", "prompts.jsonl", "-k", 2, "--horizon", 3)
 TRAIN = (
     "--model",
@@ -160,9 +178,8 @@ def test_a_run_is_watched_reported_and_kept(tiny):
     assert json.loads(shown.stdout)["steps"] == 6
 
 
-def test_the_same_command_goes_on_after_an_interruption(tiny, monkeypatch):
-    whole = call(*NASH[:-1], "whole", *QUIET, "--set", "checkpoint_every=2", "--json")
-    assert whole.exit_code == 0, whole.output
+def test_the_same_command_goes_on_after_an_interruption(done, kept, monkeypatch):
+    shutil.rmtree(done / "run")
     from preflab.llm_bridge.training import loop
 
     right = loop.update
@@ -177,9 +194,9 @@ def test_the_same_command_goes_on_after_an_interruption(tiny, monkeypatch):
     assert part.exit_code == cli.INTERRUPTED
     assert "The last checkpoint is kept in run; the same command goes on from there." in part.stderr
     monkeypatch.setattr(loop, "update", right)
-    done = call(*NASH, *QUIET, "--set", "checkpoint_every=2", "--resume", "--json")
-    assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["after"] == json.loads(whole.stdout)["after"]
+    found = call(*NASH, *QUIET, "--set", "checkpoint_every=2", "--resume", "--json")
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["after"] == json.loads((kept / "lattice.json").read_text())["after"]
 
 
 def test_records_are_learnt_from(tiny):
@@ -256,19 +273,19 @@ def test_bad_input_is_told_in_a_sentence(tiny, name):
         (("--set", "tau=0.3"), "parameters"),
     ],
 )
-def test_a_folder_of_another_run_is_refused(tiny, change, message):
-    assert call(*NASH, *QUIET).exit_code == 0
-    before = {path: path.read_bytes() for path in (tiny / "run").rglob("*") if path.is_file()}
-    done = call(*NASH, *QUIET, *change)
-    assert done.exit_code == cli.USAGE
-    assert message in done.stderr
+def test_a_folder_of_another_run_is_refused(done, change, message):
+    before = {path: path.read_bytes() for path in (done / "run").rglob("*") if path.is_file()}
+    found = call(*NASH, *QUIET, "--set", "checkpoint_every=2", *change)
+    assert found.exit_code == cli.USAGE
+    assert message in found.stderr
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_last_checkpoint(tiny, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_last_checkpoint(done, kept, monkeypatch):
     import torch
     from preflab.llm_bridge.training import loop
 
+    shutil.rmtree(done / "run")
     right = loop.update
 
     def poisoned(setup, rows, step, *rest):
@@ -278,11 +295,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_last_checkpoint(t
         return right(setup, rows, step, *rest)
 
     monkeypatch.setattr(loop, "update", poisoned)
-    done = call(*NASH, *QUIET, "--set", "checkpoint_every=2")
-    assert done.exit_code == cli.USAGE
-    assert "step 4, round 3, rows" in done.stderr
-    assert "run keeps the checkpoint step_000002 and all numbers up to step 3" in done.stderr
-    assert "take a smaller --rate" in done.stderr
+    found = call(*NASH, *QUIET, "--set", "checkpoint_every=2")
+    assert found.exit_code == cli.USAGE
+    assert "step 4, round 3, rows" in found.stderr
+    assert "run keeps the checkpoint step_000002 and all numbers up to step 3" in found.stderr
+    assert "take a smaller --rate" in found.stderr
     shown = CliRunner().invoke(cli.app, ["report", "run", "--json", "-"])
     data = json.loads(shown.stdout)
     assert (data["steps"], data["finished"], data["exact_steps"][-1]["step"]) == (3, False, 2)
@@ -290,14 +307,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_last_checkpoint(t
     assert "bare keeps no checkpoint yet (--set checkpoint_every=N)" in bare.stderr
     monkeypatch.setattr(loop, "update", right)  # the checkpoint is a good one: without the poison it goes on
     again = call(*NASH, *QUIET, "--set", "checkpoint_every=2", "--resume", "--json")
-    whole = call(*NASH[:-1], "whole", *QUIET, "--set", "checkpoint_every=2", "--json")
-    assert json.loads(again.stdout)["after"] == json.loads(whole.stdout)["after"]
+    assert json.loads(again.stdout)["after"] == json.loads((kept / "lattice.json").read_text())["after"]
 
 
-def test_checkpoints_of_another_architecture_and_pickles_are_refused(tiny, monkeypatch):
+def test_checkpoints_of_another_architecture_and_pickles_are_refused(done, monkeypatch):
     given = (*NASH, *QUIET, "--set", "checkpoint_every=2")
-    assert call(*given).exit_code == 0
-    last = tiny / "run" / "checkpoints" / "step_000006"
+    last = done / "run" / "checkpoints" / "step_000006"
 
     def opened(model, **options):
         net = tiny_model(VOCABULARY, width=8)
@@ -310,14 +325,14 @@ def test_checkpoints_of_another_architecture_and_pickles_are_refused(tiny, monke
         assert other.exit_code == 0, other.output
         wrong = call(*given, "--resume")
         assert wrong.exit_code == cli.USAGE
-    shutil.copytree(tiny / "other" / "checkpoints" / last.name, last, dirs_exist_ok=True)
-    done = call(*given, "--resume")
-    assert done.exit_code == cli.USAGE
-    assert "which is of another architecture or number format" in done.stderr
+    shutil.copytree(done / "other" / "checkpoints" / last.name, last, dirs_exist_ok=True)
+    found = call(*given, "--resume")
+    assert found.exit_code == cli.USAGE
+    assert "which is of another architecture or number format" in found.stderr
     (last / "weights.safetensors").rename(last / "weights.bin")
-    done = call(*given, "--resume")
-    assert done.exit_code == cli.USAGE
-    assert "it holds weights.bin, and pickles are never loaded" in done.stderr
+    found = call(*given, "--resume")
+    assert found.exit_code == cli.USAGE
+    assert "it holds weights.bin, and pickles are never loaded" in found.stderr
 
 
 def test_a_judge_of_sentiment_has_a_scale_of_its_own():
@@ -326,12 +341,11 @@ def test_a_judge_of_sentiment_has_a_scale_of_its_own():
     ]  # fmt: skip
 
 
-def test_a_damaged_question_is_named(tiny):
-    assert call(*NASH, *QUIET).exit_code == 0
-    (tiny / "run" / "asked.json").write_text("{")
-    done = call(*NASH, *QUIET)
-    assert done.exit_code == cli.USAGE
-    assert "asked.json is damaged; choose another folder with --out" in done.stderr
+def test_a_damaged_question_is_named(done):
+    (done / "run" / "asked.json").write_text("{")
+    found = call(*NASH, *QUIET)
+    assert found.exit_code == cli.USAGE
+    assert "asked.json is damaged; choose another folder with --out" in found.stderr
 
 
 def test_a_report_of_preflab_run_says_where_to_look(tmp_path):
