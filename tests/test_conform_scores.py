@@ -111,7 +111,7 @@ def test_two_thirds_of_the_planted_bugs_do_not_share_a_cause():
     assert len(set(causes)) >= 2 / 3 * len(causes)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_tolerance_follows_the_number_format(dtype):
     world = model_world("tiny", dtype=dtype)
     assert conform_trainer(Scores, world=world).ok
