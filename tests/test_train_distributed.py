@@ -91,6 +91,8 @@ for job in jobs:
         assert all(type(p).__name__ == "DTensor" for p in policy.model.parameters()), "not in shards"
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     (out / f"{job['name']}_{rank}.json").write_text(json.dumps([dict(row) for row in done.metrics]))
+if torch.distributed.is_initialized():  # else gloo's threads may outlive the interpreter, and terminate it
+    torch.distributed.destroy_process_group()
 """
 
 SGD = {"steps": 4, "batch": 6, "round_batches": 2, "learning_rate": 0.1, "optimiser": "sgd"}

@@ -112,8 +112,7 @@ class LoopTrainer(PolicyTrainer):
             ]
             known = list(zip(*both, strict=True))
         return [
-            Record(r.prompt, r.chosen, r.rejected, ref_logp=logp)
-            for r, logp in zip(rows, known, strict=True)
+            Record(r.prompt, r.chosen, r.rejected, ref_logp=logp) for r, logp in zip(rows, known, strict=True)
         ]
 
     def anchor(self, task: Task, reference: str) -> Scored:

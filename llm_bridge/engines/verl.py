@@ -3,7 +3,7 @@ r"""verl: our advantage estimators and policy losses in its plug points, and its
 verl (https://github.com/volcengine/verl) makes a policy-gradient step of three parts that its configuration names:
 
   the reward of a token    the score of the response on its last token, and with `algorithm.use_kl_in_reward` and
-                           `kl_penalty=kl` the penalty -beta log pi/ref(y_t) on each                            verl's own
+                           `kl_penalty=kl` the penalty -beta log pi/ref(y_t) on each: verl's own
   the advantage of a token `algorithm.adv_estimator`, registered by `register_adv_est`
   the loss                 `actor.policy_loss.loss_mode`, registered by `register_policy_loss`, and `loss_agg_mode`
 
@@ -16,10 +16,10 @@ verl (https://github.com/volcengine/verl) makes a policy-gradient step of three 
   preflab_nash_md         A_t = R - 1/2                         `nash_md_pg_loss`, where the score is P(y > y')
 
   preflab_gradient        - mean over responses of sum_t A_t log pi(y_t)
-  preflab_importance      - mean of sg[pi(y)/pi_old(y)] sum_t A_t log pi(y_t): for mini-batches after the first, when the
-                          policy is no longer the one that drew. The penalty in A is that of pi_old, so that with A from
-                          E[r] - beta KL(pi, ref) it descends that plus beta KL(pi, pi_old)
-  preflab_sppo            `sppo_loss` with pi_t = pi_old and the advantages in the place of P(y > pi_t) (preflab_response)
+  preflab_importance      - mean of sg[pi(y)/pi_old(y)] sum_t A_t log pi(y_t): for mini-batches after the first, when
+                          the policy is no longer the one that drew. The penalty in A is that of pi_old, so that with
+                          A from E[r] - beta KL(pi, ref) it descends that plus beta KL(pi, pi_old)
+  preflab_sppo            `sppo_loss` with pi_t = pi_old, and the advantages (preflab_response) as P(y > pi_t)
 
 They are asked for by
 
@@ -226,7 +226,7 @@ def _prepared(name: str, response_mask: Tensor, mode: str, config: Any) -> Tenso
 
 
 def _moved(old_log_prob: Tensor, log_prob: Tensor, response_mask: Tensor) -> dict[str, Any]:
-    """The mean of log pi_old/pi over responses, an estimate of KL(pi_old, pi); 0 while the policy is the one that drew."""
+    """The mean of log pi_old/pi over responses, an estimate of KL(pi_old, pi); 0 while pi is the one that drew."""
     mask = response_mask.bool()
     return {"actor/ppo_kl": total((old_log_prob - log_prob).detach(), mask).mean().item()}
 
