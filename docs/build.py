@@ -1,6 +1,6 @@
-"""What the pages show that a computer can make: the figure of the README, the tables of worlds and claims.
+"""What the pages show that a computer can make: figures, and tables of worlds, claims, losses and planted bugs.
 
-python docs/build.py            draws docs/figures/regret.png (a minute) and rewrites the tables
+python docs/build.py            draws docs/figures/regret.png (a minute) and bridge_first.png, and rewrites the tables
 python docs/build.py --tables   only the tables
 python docs/build.py --check    writes nothing; exit code 1 when a table is out of date
 """
@@ -19,6 +19,7 @@ DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent / "src"))  # a checkout needs no install
 
 FIGURE = DOCS / "figures" / "regret.png"
+RUN_FIGURE, RUN = DOCS / "figures" / "bridge_first.png", DOCS.parent / "notebooks" / "smollm2_nash_md"
 VARIANTS: dict[str, dict[str, Any]] = {
     "asks by its rule": {"eps": 0.3},
     "asks at random, as often": {"eps": 0.3},  # with the query rate of the first
@@ -75,6 +76,17 @@ def draw_regret(path: Path, episodes: int = 4000, seeds: int = 8) -> None:
         axes.set_title(f"PR-LSVI on the tokens of SmolLM2 ({seeds} seeds and their mean)")
         axes.legend(loc="upper left")
         figure.savefig(picture, format="png", dpi=130, metadata={"Software": None})
+    replace_file(path, lambda file: file.write(picture.getvalue()))
+
+
+def draw_run(path: Path) -> None:
+    """The run of docs/bridge.md on SmolLM2, from its folder."""
+    from preflab.envs.comparisons import replace_file
+    from preflab.llm_bridge import run_report
+
+    picture = io.BytesIO()
+    figure = run_report.reward_against_kl(run_report.read_run(RUN))
+    figure.savefig(picture, format="png", dpi=110, metadata={"Software": None})
     replace_file(path, lambda file: file.write(picture.getvalue()))
 
 
@@ -150,17 +162,46 @@ def losses() -> str:
     )
 
 
-TABLES = {"worlds.md": worlds, "claims.md": claims, "methods.md": losses}
+def planted_losses() -> str:
+    """Bugs of losses, and the cause that conformance must name."""
+    from preflab.llm_bridge.conformance.planted import PLANTED
+
+    return table(
+        ["bug", "against", "cause that is named", "met in"],
+        [[f"`{name}`", bug.against, f"`{bug.cause}`", bug.thread] for name, bug in PLANTED.items()],
+    )
 
 
-def with_table(page: str, rows: str) -> str:
-    """A page with the lines between its two markers replaced."""
+def planted_trainers() -> str:
+    """Bugs of whole trainers."""
+    from preflab.llm_bridge.conformance.whole_names import PLANTED_TRAINERS
+
+    return table(
+        ["bug", "level", "cause that is named", "met in"],
+        [
+            [f"`{name}`", f"{bug.level}", f"`{bug.cause}`", bug.thread]
+            for name, bug in PLANTED_TRAINERS.items()
+        ],
+    )
+
+
+TABLES = {
+    "worlds.md": [worlds],
+    "claims.md": [claims],
+    "methods.md": [losses],
+    "conformance.md": [planted_losses, planted_trainers],
+}
+
+
+def with_tables(page: str, tables: list[str]) -> str:
+    """A page with the lines between each pair of markers replaced."""
     begin, end = "<!-- made by docs/build.py -->\n", "<!-- end -->\n"
-    head, _, rest = page.partition(begin)
-    _, _, tail = rest.partition(end)
-    if not rest or not tail:
-        raise ValueError("the page lacks the markers of a table")
-    return head + begin + rows + end + tail
+    head, *parts = page.split(begin)
+    if len(parts) != len(tables) or not all(end in part for part in parts):
+        raise ValueError(f"the page lacks the markers of its {len(tables)} tables")
+    return head + "".join(
+        begin + t + end + part.partition(end)[2] for t, part in zip(tables, parts, strict=True)
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -169,9 +210,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; 1 = a table is out of date")
     options = parser.parse_args(arguments)
     stale = []
-    for name, make in TABLES.items():
+    for name, makers in TABLES.items():
         page = (DOCS / name).read_text(encoding="utf-8")
-        fresh = with_table(page, make())
+        fresh = with_tables(page, [make() for make in makers])
         if fresh != page:
             stale.append(name)
             if not options.check:
@@ -182,7 +223,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.tables:
         FIGURE.parent.mkdir(exist_ok=True)
         draw_regret(FIGURE)
-        print(f"drew {FIGURE.relative_to(DOCS.parent)}")
+        draw_run(RUN_FIGURE)
+        print(f"drew {FIGURE.relative_to(DOCS.parent)} and {RUN_FIGURE.relative_to(DOCS.parent)}")
     return 0
 
 

@@ -6,7 +6,6 @@ import importlib.util
 import json
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,7 +41,6 @@ from preflab.llm_bridge.conformance.runs import (
 from preflab.llm_bridge.conformance.whole import declared
 from typer.testing import CliRunner
 
-import preflab
 from preflab import cli
 
 LEVEL = {level: [n for n, bug in PLANTED_LOOP.items() if bug.level == level] for level in (2, 5, 6)}
@@ -476,13 +474,3 @@ def test_the_list_has_whole_trainers():
     listed = json.loads(call("--list", "--json").stdout)["whole"]
     assert listed == names.whole_names()
     assert {"preflab:loop[nash_md]", "planted:draws_colder", "planted:loses_the_optimiser"} <= set(listed)
-
-
-def test_the_page_lists_the_planted_bugs_of_whole_trainers():
-    page = (Path(preflab.__file__).resolve().parents[2] / "docs" / "conformance.md").read_text(
-        encoding="utf-8"
-    )
-    bugs = names.PLANTED_TRAINERS
-    rows = [f"| `{name}` | {bug.level} | `{bug.cause}` | {bug.thread} |" for name, bug in bugs.items()]
-    table = page.split("<!-- planted whole -->")[1].split("<!-- end whole -->")[0].strip().splitlines()[2:]
-    assert table == rows

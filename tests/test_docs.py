@@ -303,14 +303,15 @@ def test_an_old_table_is_noticed_and_renewed(build, tmp_path, monkeypatch, capsy
     assert build.main(["--tables"]) == 0
     assert page.read_text(encoding="utf-8") == (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="markers"):
-        build.with_table("a page", "rows")
+        build.with_tables("a page", ["rows"])
 
 
 def test_the_figure_can_be_drawn_again(build, tmp_path):
     build.draw_regret(tmp_path / "regret.png", episodes=40, seeds=2)
+    build.draw_run(tmp_path / "run.png")
     header = b"\x89PNG\r\n"
-    assert (tmp_path / "regret.png").read_bytes().startswith(header)
-    assert build.FIGURE.read_bytes().startswith(header)
+    for path in (tmp_path / "regret.png", tmp_path / "run.png", build.FIGURE, build.RUN_FIGURE):
+        assert path.read_bytes().startswith(header)
 
 
 # ---- the examples of CONTRIBUTING.md, in a copy of the sources -------------------------------------------------
