@@ -9,6 +9,7 @@ import pytest
 from preflab.algorithms.planning import evaluate, sequence_gibbs
 from preflab.envs.language_world import load_language_world
 from preflab.llm_bridge import models
+from preflab.llm_bridge.lattice import lattice
 from preflab.llm_bridge.policy import TransformerPolicy
 from preflab.llm_bridge.tiny import tiny_model
 from preflab.llm_bridge.training.methods import METHODS
@@ -417,25 +418,112 @@ def test_a_model_without_a_tokenizer_shows_ids():
     assert (opened.pieces, opened.banned, opened.decode) == (None, [], None)
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A tiny Llama with a tokenizer of words, as save_pretrained writes them."""
+WORDS = ["<end>", "<?>", "good", "bad", "food", "it", "was", "very"]
+SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "num_key_value_heads": 2, "bos_token_id": None}  # fmt: skip
+
+
+def save_words(folder, words, **options):
+    """A tokenizer of words, as save_pretrained writes it."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("model")
-    words = ["<end>", "<?>", "good", "bad", "food", "it", "was", "very"]
     fast = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="<?>"))
     fast.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=fast, eos_token="<end>", unk_token="<?>").save_pretrained(folder)
+    made = PreTrainedTokenizerFast(tokenizer_object=fast, eos_token="<end>", unk_token="<?>", **options)
+    made.save_pretrained(folder)
+    return made
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A tiny Llama with its tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("model")
+    save_words(folder, WORDS)
     config = LlamaConfig(
-        vocab_size=10, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=32, eos_token_id=None, pad_token_id=None, bos_token_id=None,
-    )  # fmt: skip
+        vocab_size=10, eos_token_id=None, pad_token_id=None, max_position_embeddings=32, **SHAPE
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.mark.llm
+@pytest.mark.parametrize("words", [WORDS, WORDS[:2] + WORDS[:1:-1]], ids=["same", "other vocabulary"])
+def test_a_reward_model_in_a_folder_judges(saved, tmp_path, words):
+    """Against the model itself, one text at a time, without padding."""
+    import torch
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    reader = save_words(tmp_path, words)
+    config = LlamaConfig(
+        vocab_size=10, eos_token_id=0, pad_token_id=None, num_labels=1, initializer_range=1.0, **SHAPE
+    )
+    rewarding = LlamaForSequenceClassification(config)
+    rewarding.save_pretrained(tmp_path)
+    (tmp_path / "prompts.txt").write_text("food was\nit was very\n")
+    given = (
+        "lattice",
+        "--model",
+        saved,
+        "--prompts",
+        tmp_path / "prompts.txt",
+        "-k",
+        3,
+        "--horizon",
+        2,
+        "--json",
+    )
+    done = call(*given, "--judge", f"reward-model:{tmp_path}")
+    assert done.exit_code == 0, done.output
+    opened = models.open_model(str(saved))
+    prompts = [opened.tokenizer(text)["input_ids"] for text in ("food was", "it was very")]
+    found = lattice(opened.policy, prompts, 3, 2, banned=opened.banned)
+    rewards = []
+    for x, y in zip(*found.completions(), strict=True):
+        ids = [*x, *y]
+        if words != WORDS:  # then the text is read, which has no end token
+            ids = reader(opened.tokenizer.decode(ids, skip_special_tokens=True))["input_ids"]
+        with torch.no_grad():
+            rewards.append(float(rewarding.eval()(torch.tensor([ids])).logits[0, 0]))
+    law = np.exp(found.world.leaf_log_probabilities()).reshape(2, -1)
+    value = (law * np.reshape(rewards, law.shape)).sum(1).mean()
+    assert json.loads(done.stdout)["reference"]["value"] == pytest.approx(value, abs=1e-5)
+    assert np.std(rewards) > 0.1
+
+
+@pytest.mark.llm
+def test_a_language_model_in_a_folder_judges(saved, tmp_path):
+    from preflab.llm_bridge.training.model_judges import folder_judge
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    save_words(tmp_path, [*WORDS, "A", "B"], chat_template=template)
+    LlamaForCausalLM(LlamaConfig(vocab_size=10, eos_token_id=0, pad_token_id=0, **SHAPE)).save_pretrained(
+        tmp_path
+    )
+    judge = folder_judge("language-model", str(tmp_path), models.open_model(str(saved)).tokenizer)
+    asked = [[4, 6]], [[2, 0]], [[7, 3]]
+    p, q = judge.preferences(*asked), judge.preferences(asked[0], asked[2], asked[1])
+    assert 0 < p[0] < 1
+    assert p + q == pytest.approx(1, abs=1e-12)
+    (tmp_path / "prompts.txt").write_text("food was\n")
+    given = ("train", "nash_md", "--model", saved, "--prompts", tmp_path / "prompts.txt", *QUIET, "--steps", 2,
+             "--batch", 2, "--horizon", 2, "--lattice", "2,1", "--drawn", 2, "--out", tmp_path / "run")  # fmt: skip
+    done = call(*given, "--judge", f"language-model:{tmp_path}")
+    assert done.exit_code == 0, done.output
+    done = call(*given[:-1], tmp_path / "other", "--judge", f"language-model:{saved}")
+    assert done.exit_code == 2
+    assert "has no chat template" in done.output
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "config.json").write_text("{}")
+    (tmp_path / "pickled" / "model.bin").write_text("")
+    done = call(*given[:-1], tmp_path / "third", "--judge", f"reward-model:{tmp_path / 'pickled'}")
+    assert done.exit_code == 2
+    assert "weights as pickle" in done.output
 
 
 @pytest.mark.llm

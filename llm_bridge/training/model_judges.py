@@ -2,6 +2,7 @@ r"""Judges that are models: a reward model, and a language model that is shown b
 
     reward_model_judge     r = the score at the last token of prompt + completion
     LanguageModelJudge     P(first > second) = the probability of one answer token against the other, over both orders
+    folder_judge           either of them from a folder, as the command line asks for it
 
 A reward model reads a sequence at its end. Where that is, is known from the lengths of the rows, and not looked for by
 the id of a token: with pad token = end token such a search finds an end token in the prompt, or the token before the
@@ -14,12 +15,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...envs.kernels import Array
-from ..policy import Tokens, TransformerPolicy, accepted_inputs, encode
+from ..models import open_model
+from ..policy import Tokens, TransformerPolicy, accepted_inputs, check_weights, encode
 from .judges import (
     Questions,
     RewardJudge,
@@ -243,3 +246,43 @@ class LanguageModelJudge:
 
     def _ids(self, text: str) -> list[int]:
         return [int(t) for t in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+# ---- from a folder -------------------------------------------------------------------------------------------------
+
+FOLDER_JUDGES = ("reward-model", "language-model")
+
+
+def folder_judge(
+    kind: str, folder: str, policy_tokenizer: Any, *, scale: float = 1.0, device: str = "cpu"
+) -> RewardJudge | LanguageModelJudge:
+    """kind "reward-model": a folder of a classifier with one label and its tokenizer; "language-model": a folder of a
+    causal language model with a chat template, or "smollm2", asked by `DEFAULT_TEMPLATE`.
+
+    policy_tokenizer  of the texts that are judged
+    ValueError where the folder holds no safetensors, no tokenizer, more than one label, or no chat template.
+    """
+    name = f"{kind}:{folder}"
+    if kind == "language-model":
+        opened = open_model(folder, device=device)
+        if opened.tokenizer is None or getattr(opened.tokenizer, "chat_template", None) is None:
+            raise ValueError(
+                f"{name} has no chat template: a judge is asked in conversation; take a chat model, or build a "
+                "LanguageModelJudge with a PairTemplate(chat=False)"
+            )
+        return LanguageModelJudge(
+            opened.policy, opened.tokenizer, policy_tokenizer=policy_tokenizer, name=name
+        )
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    check_weights(Path(folder))
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    model: Any = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, **options
+    )
+    reader = AutoTokenizer.from_pretrained(folder, **options)
+    translate = (
+        None if reader.get_vocab() == policy_tokenizer.get_vocab() else retokenised(policy_tokenizer, reader)
+    )
+    return reward_model_judge(model.to(device).eval(), name=name, translate=translate, scale=scale)

@@ -40,7 +40,9 @@ Scale = Annotated[
 JudgeName = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="sentiment, readability, ...; MODULE:FUNCTION of yours.", show_default=False
+        metavar="NAME",
+        help="sentiment, readability, ...; MODULE:FUNCTION of yours; reward-model:FOLDER; language-model:FOLDER.",
+        show_default=False,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -123,7 +125,7 @@ def lattice(
         opened = open_model(model, dtype=dtype, device=device)
         ids = _read_prompts(prompts, opened, plain, horizon)[:first]
         size = check_size(len(ids), k, horizon, limit)
-        asked = None if judge is None else _judge(judge, opened.tokenizer, scale)
+        asked = None if judge is None else _judge(judge, opened.tokenizer, scale, device)
         with _bars() as bar:
             found = _lattice(opened, ids, k, horizon, batch, limit, bar("prefixes"), folder)
             judged = summary.judge_lattice(
@@ -285,9 +287,7 @@ def train(
     lora: Annotated[
         int | None, typer.Option(min=1, help="Train a LoRA adapter of this rank.", show_default="all weights")
     ] = None,
-    steps: Annotated[
-        int, typer.Option(min=1, help="Steps in all, those of an earlier start included.")
-    ] = 40,
+    steps: Annotated[int, typer.Option(min=1, help="Steps in all, those of an earlier start included.")] = 40,
     batch: Annotated[int, typer.Option(min=1, help="Rows a step.")] = 24,
     micro_batch: Annotated[
         int | None, typer.Option(min=1, help="Rows in one backward pass.", show_default="all of the batch")
@@ -379,7 +379,7 @@ def train(
         policy = opened.policy if lora is None else with_lora(opened.policy, lora, seed)
         ids = None if prompts is None else _read_prompts(prompts, opened, plain, horizon)
         rows = None if records is None else _read_records(records, opened)
-        asks = None if judge is None else _judge(judge, opened.tokenizer, scale)
+        asks = None if judge is None else _judge(judge, opened.tokenizer, scale, device)
         distinct = list(dict.fromkeys(map(tuple, ids or [r.prompt for r in rows or ()])))
         texts = Texts(opened.decode, opened.pieces, opened.banned, [opened.readable(x) for x in distinct])
         words = f"{found.name}: {checked.steps} steps of {checked.batch}"
@@ -630,14 +630,17 @@ def _scale(judge: str | None, scale: float | None) -> float:
     return SCALES.get(judge or "", 1.0) if scale is None else scale
 
 
-def _judge(name: str, tokenizer: Any, scale: float) -> Any:
+def _judge(name: str, tokenizer: Any, scale: float, device: str) -> Any:
     from .llm_bridge.training.judges import named_judge, text_judge
+    from .llm_bridge.training.model_judges import FOLDER_JUDGES, folder_judge
 
     module, colon, function = name.partition(":")
     if not colon:
         return named_judge(name, tokenizer, scale=scale)
     if tokenizer is None:
         raise ValueError(f"judge {name!r} reads texts, and the model's folder has no tokenizer")
+    if module in FOLDER_JUDGES:
+        return folder_judge(module, function, tokenizer, scale=scale, device=device)
     from .llm_bridge.conformance.trainers import imported
 
     return text_judge(name, imported(module, function, "(text) -> number"), tokenizer, scale=scale)
