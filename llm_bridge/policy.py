@@ -694,14 +694,8 @@ def _key(tokens: Tokens) -> tuple[int, ...]:
 # ---- from disk -----------------------------------------------------------------------------------------------------
 
 
-def load_policy(
-    folder: str | Path, *, dtype: str = "float32", device: str = "cpu", **options: Any
-) -> TransformerPolicy:
-    """A transformers causal LM from a folder with safetensors weights; pickles are refused, nothing is downloaded.
-
-    options  of `TransformerPolicy`
-    """
-    path = Path(folder)
+def check_weights(path: Path) -> None:
+    """FileNotFoundError or ValueError where a folder has no configuration, or no weights as safetensors."""
     if not (path / "config.json").is_file():
         raise FileNotFoundError(
             f"{path} has no config.json: give a folder that transformers' save_pretrained wrote"
@@ -714,6 +708,17 @@ def load_policy(
             else "no weights"
         )
         raise ValueError(f"{path} holds {held}: save the model with safe_serialization=True")
+
+
+def load_policy(
+    folder: str | Path, *, dtype: str = "float32", device: str = "cpu", **options: Any
+) -> TransformerPolicy:
+    """A transformers causal LM from a folder with safetensors weights; pickles are refused, nothing is downloaded.
+
+    options  of `TransformerPolicy`
+    """
+    path = Path(folder)
+    check_weights(path)
     import torch
     from transformers import AutoModelForCausalLM
 
