@@ -27,6 +27,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ...envs.kernels import Array
+from .conform import TrainerError
 from .laws import Finding
 from .models import ModelWorld
 from .report import Check
@@ -183,7 +184,10 @@ def _option(bench: Bench, options: Mapping[str, Any], changed: Mapping[str, Any]
         "reference": _why_reference,
         "resume": _why_resume,
     }
-    why = causes[name](bench, options) if name in causes else None
+    try:
+        why = causes[name](bench, options) if name in causes else None
+    except TrainerError:  # of another batch than was asked for, which it may refuse
+        why = None
     general = {"reference": "precomputed"}.get(name, name if name in CAUSES else "option")
     text = f"another policy, by up to {gap:.2g} nats"
     if general == "option" and why is None:

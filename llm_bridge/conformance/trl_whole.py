@@ -30,9 +30,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..policy import Tokens
 from .models import ModelWorld
 from .trl import trainer_class
+from .trl_train import arguments_of, fit
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from .runs import Task
 
 SHARE = 0.3
 
@@ -101,30 +104,43 @@ class _Trl:
                 f"TRL's trainers take models of transformers; this world is {world.kind!r}: "
                 'model_world("llama", dtype="float32"), or "gpt2"'
             )
-        import datasets
-        import torch
-
-        kind = trainer_class(self.module, self.name, self.release)
-        arguments = trainer_class(self.module.replace("_trainer", "_config"), self.config, self.release)
         self.world = world
         self.folder = tempfile.TemporaryDirectory(prefix="preflab-trl-")
         self.tokens = tokenizer_of(world)
         rows = [self.row(prompt) for prompt in world.prompts] * 3
+        self.trainer = self.made(trainer_class(self.module, self.name, self.release), rows, **self.judge())
+
+    def made(
+        self, kind: Any, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any] = {}, **given: Any
+    ) -> Any:
+        """A trainer on the world's models; `settings` of its configuration come after those of the class."""
+        import datasets
+        import torch
+
+        arguments = trainer_class(self.module.replace("_trainer", "_config"), self.config, self.release)
         with torch.random.fork_rng():
-            self.trainer = kind(
+            trainer = kind(
                 **self.models(),
-                args=arguments(output_dir=self.folder.name, **{**self.common(), **self.settings}),
-                train_dataset=datasets.Dataset.from_list(rows),
+                args=arguments(
+                    **{"output_dir": self.folder.name, **self.common(), **self.settings, **settings}
+                ),
+                train_dataset=datasets.Dataset.from_list(list(rows)),
                 processing_class=self.tokens,
-                **self.judge(),
+                **given,
             )
-        policy = world.model("policy")
+        policy = self.world.model("policy")
         if hasattr(policy, "peft_config"):
-            self.trainer.model.load_state_dict(policy.state_dict())
-        self.trainer.model.train()
+            trainer.model.load_state_dict(policy.state_dict())
+        trainer.model.train()
+        return trainer
 
     def row(self, prompt: Tokens) -> dict[str, Any]:
         return {"prompt": text_of(self.world, prompt)}
+
+    def prompts(self, task: Task, n: int) -> list[dict[str, Any]]:
+        """The prompts of all steps, n to a step, and which of the task's they are."""
+        P = len(task.prompts)
+        return [{**self.row(task.prompts[k % P]), "number": k % P} for k in range(task.steps * n)]
 
     def models(self) -> dict[str, Any]:
         """A peft world: the reference, and the adapter's configuration; its weights come in afterwards."""
@@ -163,12 +179,27 @@ class _Trl:
 
 
 class TrlDpo(_Trl):
+    """`train` gives it token ids, since its own preparation of texts ends every completion; `against` "ipo" is its
+    loss type "ipo"."""
+
     module, name, config = "trainer.dpo_trainer", "DPOTrainer", "DPOConfig"
+    options: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "micro_batch": (None, 4),
+        "pad_to": ("auto", 8),
+        "reference": ("live", "precomputed"),
+        "resume": (False, True),
+    }
+    exact: ClassVar[tuple[str, ...]] = ("resume",)
+    against = "dpo"
 
     def row(self, prompt: Tokens) -> dict[str, Any]:
         world = self.world
         chosen, rejected = world.completions[0], world.completions[1]
-        return {**super().row(prompt), "chosen": text_of(world, chosen), "rejected": text_of(world, rejected)}
+        return {
+            **super().row(prompt),
+            "chosen": f" {text_of(world, chosen)}",
+            "rejected": f" {text_of(world, rejected)}",
+        }
 
     def common(self) -> dict[str, Any]:
         return {**super().common(), "max_length": None}
@@ -193,9 +224,44 @@ class TrlDpo(_Trl):
             said = t.model(**given, labels=labels, use_cache=False, fused_lm_head=True).log_probs.sum(1)
         return said.chunk(2)[0]
 
+    def train(
+        self,
+        task: Task,
+        seed: int,
+        micro_batch: int | None,
+        pad_to: str | int,
+        reference: str,
+        resume: bool,
+    ) -> None:
+        kind = trainer_class(self.module, self.name, self.release)
+        prepared = type(kind.__name__, (kind,), {"_prepare_dataset": lambda self, rows, *_: rows})
+        rows = [
+            {"prompt_ids": [*r.prompt], "chosen_ids": [*r.chosen], "rejected_ids": [*r.rejected]}
+            for r in task.comparisons
+        ]
+        loss, weight = {"dpo": ("sigmoid", "beta"), "ipo": ("ipo", "tau")}[task.objective]
+        settings = {
+            **arguments_of(task, seed, micro_batch),
+            "train_sampling_strategy": "sequential",
+            "loss_type": [loss],
+            "beta": task.parameters[weight],
+            "pad_to_multiple_of": pad_to,
+            "precompute_ref_log_probs": reference == "precomputed",
+            **self.settings,
+        }
+        self.trainer = fit(self, prepared, rows, settings, resume)
+
 
 class _Grouped(_Trl):
-    """GRPO and RLOO: the reference is loaded from where the policy's configuration says it came from."""
+    """GRPO and RLOO: the reference is loaded from where the policy's configuration says it came from.
+
+    `train`: the rows of a step are completions, in groups of `group` to a prompt. They are all drawn before the first
+    micro-batch, so that its size must not matter."""
+
+    options: ClassVar[Mapping[str, tuple[Any, ...]]] = {"micro_batch": (None, 4), "resume": (False, True)}
+    exact: ClassVar[tuple[str, ...]] = ("resume",)
+    against = "kl_policy_gradient"
+    group = 4
 
     def models(self) -> dict[str, Any]:
         found = super().models()
@@ -242,6 +308,22 @@ class _Grouped(_Trl):
                     said = t._get_per_token_logps_and_entropies(t.model, ids, mask, keep)[0]
         return said * mask[:, at:]
 
+    def train(self, task: Task, seed: int, micro_batch: int | None, resume: bool) -> None:
+        def reward(prompts: Any, completion_ids: list[list[int]], number: list[int], **_: Any) -> list[float]:
+            return task.reward([task.prompts[i] for i in number], completion_ids).tolist()  # type: ignore[misc, no-any-return]
+
+        settings = {
+            **arguments_of(task, seed, micro_batch),
+            "shuffle_dataset": False,
+            "num_generations": self.group,
+            "max_completion_length": task.horizon,
+            "beta": task.parameters["beta"],
+            **self.settings,
+        }
+        rows = self.prompts(task, task.batch // self.group)
+        kind = trainer_class(self.module, self.name, self.release)
+        self.trainer = fit(self, kind, rows, settings, resume, reward_funcs=reward)
+
 
 def use_adapter(trainer: Any, name: str | None) -> Any:
     """TRL's own context manager, as the trainer's module calls it."""
@@ -274,8 +356,38 @@ class _Online(_Trl):
 
 
 class TrlOnlineDpo(_Online):
+    """`train`: its judge, a reward function, is told the task's preference by a draw: the winner of a pair gets 1.
+
+    Completions are drawn micro-batch by micro-batch, so that another split of a batch is another draw: level 5 looks at
+    accumulation, where `settings` ask for it."""
+
     module = "experimental.online_dpo.online_dpo_trainer"
     name, config = "OnlineDPOTrainer", "OnlineDPOConfig"
+    options: ClassVar[Mapping[str, tuple[Any, ...]]] = {"resume": (False, True)}
+    exact: ClassVar[tuple[str, ...]] = ("resume",)
+    against = "online_dpo"
+
+    def train(self, task: Task, seed: int, resume: bool) -> None:
+        import torch
+
+        def judge(prompts: Any, completion_ids: list[list[int]], number: list[int], **_: Any) -> list[float]:
+            n, end = len(number) // 2, self.world.end
+            ys = [y[: y.index(end) + 1] if end in y else y for y in completion_ids]  # the rest is padding
+            asked = [task.prompts[i] for i in number[:n]]
+            p = torch.as_tensor(task.preference(asked, ys[:n], ys[n:]))  # type: ignore[misc]
+            first = (torch.rand(n) < p).double()  # torch's own numbers, which a checkpoint keeps
+            return torch.cat([first, 1 - first]).tolist()  # type: ignore[no-any-return]
+
+        settings = {
+            **arguments_of(task, seed, None),
+            "train_sampling_strategy": "sequential",
+            "max_new_tokens": task.horizon,
+            "beta": task.parameters["beta"],
+            **self.settings,
+        }
+        kind = trainer_class(self.module, self.name, self.release)
+        rows = self.prompts(task, task.batch)
+        self.trainer = fit(self, kind, rows, settings, resume, reward_funcs=[judge])
 
     def sample(self, prompts: Sequence[Tokens], horizon: int, seed: int, role: str) -> Sequence[Tokens]:
         """It draws two to a prompt; one of them."""
