@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 from preflab.llm_bridge.conformance import TARGETS, conform
+from preflab.llm_bridge.conformance.conform_trainer import conform_trainer
+from preflab.llm_bridge.conformance.models import model_world
+from preflab.llm_bridge.conformance.ours_whole import PolicyTrainer
 from preflab.llm_bridge.conformance.planted import PLANTED
 from preflab.llm_bridge.conformance.trainers import find_trainer, names, run_trainer
 from preflab.llm_bridge.conformance.trl import LOSS_TYPES, trl_dpo
@@ -125,6 +128,26 @@ def test_a_trainer_may_be_held_to_another_target():
     assert find_trainer("planted:dpo_smoothing_ignored").parameters == PLANTED[
         "dpo_smoothing_ignored"
     ].parameters | {"beta": 0.1}
+
+
+def test_models_of_float32_are_held_to_what_float32_can_do():
+    asked = ("preflab:policy", "--levels", 3, "--dtype", "float32")
+    done = call(*asked, "--json")
+    assert done.exit_code == cli.OK, done.output
+    assert not call("preflab:policy", "--levels", 3, "--tolerance", 1e-12, "--dtype", "float64").exit_code
+    done = call(
+        *asked, "--tolerance", 1e-8
+    )  # the control: they are of float32, and the tolerance went with them
+    assert done.exit_code == cli.FAILED
+    assert "likely cause: low precision" in done.stdout
+    done = call("preflab:policy", "--dtype", "float16")
+    assert done.exit_code == cli.USAGE
+    assert "dtype is 'float16'; it is one of float64, float32" in done.stderr
+    done = call("dpo", "--dtype", "float32")
+    assert done.exit_code == cli.USAGE
+    assert "--dtype is for whole trainers, and dpo is a loss" in done.stderr
+    with pytest.raises(ValueError, match="the world that is given has models of float64: leave dtype out"):
+        conform_trainer(PolicyTrainer, world=model_world("tiny"), dtype="float32")
 
 
 # ---- TRL ---------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import importlib.util
 import sys
 import types
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -402,6 +403,160 @@ def test_nash_md_scores_another_law_than_it_draws_at_its_default_temperature():
     report = held("TrlNashMd", llama(), 3, temperature=0.9, rewards=None)
     assert report.cause_name == "temperature_missing", report
     assert held("TrlNashMd", llama(), 2, temperature=0.9).ok
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+def trained(name, level, world=None, runs=4, steps=8, **parts):
+    from preflab.llm_bridge.conformance import trl_whole
+    from preflab.llm_bridge.conformance.conform_trainer import conform_trainer
+
+    made = type(name, (getattr(trl_whole, name),), parts)
+    return conform_trainer(made, world=world or llama(), levels=[level], runs=runs, steps=steps)
+
+
+def statuses(report):
+    return {check.name: check.status for check in report.checks}
+
+
+@of_release("1.16.0")
+@pytest.mark.parametrize("name", ["TrlDpo", "TrlRloo", "TrlOnlineDpo"])
+def test_runs_of_1_16_go_where_their_objective_leads(name):
+    report = trained(name, 5)
+    assert report.ok, report
+
+
+@of_release("1.16.0")
+def test_runs_of_other_objectives_do_not():
+    assert trained("TrlDpo", 5, against="ipo").cause_name == "token_mean"
+    assert not trained("TrlGrpo", 5).ok
+
+
+@of_release("1.16.0")
+@pytest.mark.parametrize("name", ["TrlDpo", "TrlGrpo", "TrlRloo", "TrlOnlineDpo"])
+def test_what_must_not_change_a_run_of_1_16_does_not(name):
+    report = trained(name, 6)
+    assert report.ok, report
+    assert statuses(report)["resume=True"] == "pass"  # bit for bit
+    assert name == "TrlOnlineDpo" or statuses(report)["micro_batch=4"] == "pass"
+
+
+@of_release("1.16.0")
+def test_dpo_with_an_adapter_and_with_shuffled_rows():
+    assert trained("TrlDpo", 6, with_lora(llama())).ok
+    assert trained("TrlDpo", 6, settings={"train_sampling_strategy": "random"}).ok
+
+
+@of_release("1.16.0")
+def test_bnpo_depends_on_the_micro_batch():
+    report = trained("TrlGrpo", 6, settings={"loss_type": "bnpo"})
+    assert report.cause_name == "micro_batch", report
+    assert statuses(report)["resume=True"] == "pass"
+
+
+def bench_of(name, **parts):
+    from preflab.llm_bridge.conformance import trl_whole
+    from preflab.llm_bridge.conformance.invariance import Bench
+    from preflab.llm_bridge.conformance.runs import problem_of
+
+    made, world = type(name, (getattr(trl_whole, name),), parts), llama()
+    trainer = made(world)
+    return Bench(made, problem_of(world, trainer), declared(trainer), 1e-3, 0)
+
+
+@of_release("1.16.0")
+def test_the_last_micro_batch_of_an_epoch_counts_as_much_as_the_others():
+    bench = bench_of("TrlDpo")
+    task = bench.task(steps=1, batch=12, rows=12)
+    seen = bench.run(task, {**bench.usual, "micro_batch": 5})  # 5, 5 and 2 rows
+    assert not bench.same(seen, bench.run(task, bench.usual))
+    rows = task.comparisons[:10] * 2 + task.comparisons[10:] * 5
+    assert bench.same(seen, bench.run(replace(task, comparisons=rows, batch=30), bench.usual))
+
+
+@of_release("1.16.0")
+def test_a_split_that_the_trainer_cannot_make_is_refused():
+    with pytest.raises(ValueError, match=r"steps of 12 rows cannot be made in micro-batches of 5: .* not 48"):
+        trained(
+            "TrlDpo",
+            6,
+            options={"micro_batch": (None, 5), "pad_to": (None,), "reference": ("live",)}
+            | {"resume": (False,)},
+        )
+
+
+@of_release("1.16.0")
+def test_bugs_planted_in_the_training_of_trl_are_named(monkeypatch):
+    """The control: what trains is TRL's own trainer, and a change of it is seen and named."""
+    from trl import DPOTrainer
+
+    def planted(method, change, cause):
+        right = getattr(DPOTrainer, method)
+        with monkeypatch.context() as m:
+            m.setattr(DPOTrainer, method, lambda self, *a, **k: change(right, self, *a, **k))
+            report = trained("TrlDpo", 6)
+        assert report.cause_name == cause, report
+        return {name for name, status in statuses(report).items() if status == "fail"}
+
+    def added(right, self, *a, **k):
+        self.current_gradient_accumulation_steps = 1
+        return right(self, *a, **k)
+
+    def forgotten(right, self, checkpoint):
+        right(self, checkpoint)
+        self.optimizer.state.clear()
+
+    def of_the_policy(right, self, model, inputs):
+        return right(self, self.model, inputs)
+
+    # Each micro-batch has its own mean, in the right one, too (see the test of an epoch's last one): all are added.
+    assert planted("training_step", added, "micro_means_added") == {"micro_batch=4"}
+    assert planted("_load_optimizer_and_scheduler", forgotten, "resume_optimiser") == {"resume=True"}
+    assert planted("compute_ref_log_probs", of_the_policy, "precomputed_is_policy") == {
+        "reference=precomputed"
+    }
+
+
+def step_gradient(name, steps):
+    """The gradient that one micro-batch of `steps` leaves behind, and the loss that is told."""
+    from preflab.llm_bridge.conformance import trl_whole
+
+    made = type(name, (getattr(trl_whole, name),), {"settings": {"gradient_accumulation_steps": steps}})
+    trainer = made(llama()).trainer
+    trainer.current_gradient_accumulation_steps = steps  # as Trainer's loop says before each step
+    if name in ("TrlNashMd", "TrlXpo"):  # whose rewards are a model's
+        trainer._compute_rewards = lambda *_: (torch.zeros(3), torch.ones(3))
+    torch.manual_seed(0)
+    batch = next(iter(trainer.get_train_dataloader()))
+    torch.manual_seed(0)
+    loss = trainer.training_step(trainer.model, batch)
+    grads = [p.grad.ravel() for p in trainer.model.parameters() if p.grad is not None]
+    return torch.cat(grads), float(loss)
+
+
+def added_up(name):
+    """Whether four micro-batches add what they should average; what is told is averaged in any case."""
+    (one, loss), (quarter, told) = step_gradient(name, 1), step_gradient(name, 4)
+    assert told == pytest.approx(loss / 4, rel=1e-5)
+    ratio = float(quarter.norm() / one.norm())
+    assert ratio == pytest.approx(1, rel=1e-5) or ratio == pytest.approx(0.25, rel=1e-5)
+    return ratio > 0.5
+
+
+@of_release("1.16.0")
+def test_online_dpo_adds_the_gradients_of_micro_batches():
+    assert not added_up("TrlDpo")
+    assert added_up("TrlOnlineDpo")
+    halves = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 120}
+    report = trained("TrlOnlineDpo", 5, runs=5, settings=halves)
+    assert report.cause_name == "pace", report
+
+
+@of_release("1.13.0")
+@pytest.mark.parametrize("name", ["TrlNashMd", "TrlXpo"])
+def test_nash_md_and_xpo_add_the_gradients_of_micro_batches(name):
+    assert added_up(name)
 
 
 @pytest.mark.llm

@@ -30,6 +30,7 @@ def conform_trainer(
     *,
     levels: Sequence[int] | None = None,
     world: str | ModelWorld = "tiny",
+    dtype: str | None = None,
     name: str | None = None,
     draws: int = DRAWS,
     runs: int = SEEDS,
@@ -43,6 +44,7 @@ def conform_trainer(
     make       world -> an object as `whole.WholeTrainer` describes; its class will do
     levels     of 2, 3, 5, 6; None = all that the adapter's methods allow
     world      a kind of `model_world`, or a world
+    dtype      of the models of a world that is named by its kind: "float64" (None), "float32", "bfloat16"
     draws      a prompt, a role and an option at level 2
     runs       from different seeds at level 5, of so many steps
     alpha      the probability with which an honest trainer may fail at level 2, and again at level 5
@@ -55,7 +57,9 @@ def conform_trainer(
         raise ValueError(f"draws is {draws}; at least 100 a prompt are needed")
     if runs < 3 or steps < 2:
         raise ValueError(f"there are {runs} runs of {steps} steps; level 5 needs 3 runs of 2 steps at least")
-    here = model_world(world, seed=seed) if isinstance(world, str) else world
+    if dtype is not None and not isinstance(world, str):
+        raise ValueError(f"the world that is given has models of {world.dtype}: leave dtype out")
+    here = model_world(world, seed=seed, dtype=dtype or "float64") if isinstance(world, str) else world
     within = TOLERANCES[here.dtype] if tolerance is None else tolerance
     trainer = make_trainer(make, here)
     if getattr(trainer, "start", "policy") == "reference":

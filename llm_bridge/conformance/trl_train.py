@@ -79,7 +79,7 @@ def fit(
             trainer.train()
             return trainer
         half = settings["max_steps"] // 2
-        folder = Path(adapter.folder.name) / "run"
+        folder = Path(adapter.folder) / "run"
         shutil.rmtree(folder, ignore_errors=True)
         saving = {"output_dir": str(folder), "save_strategy": "steps", "save_steps": half}
         first = made(**saving)

@@ -21,7 +21,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -105,7 +107,8 @@ class _Trl:
                 'model_world("llama", dtype="float32"), or "gpt2"'
             )
         self.world = world
-        self.folder = tempfile.TemporaryDirectory(prefix="preflab-trl-")
+        self.folder = tempfile.mkdtemp(prefix="preflab-trl-")
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.tokens = tokenizer_of(world)
         rows = [self.row(prompt) for prompt in world.prompts] * 3
         self.trainer = self.made(trainer_class(self.module, self.name, self.release), rows, **self.judge())
@@ -121,9 +124,7 @@ class _Trl:
         with torch.random.fork_rng():
             trainer = kind(
                 **self.models(),
-                args=arguments(
-                    **{"output_dir": self.folder.name, **self.common(), **self.settings, **settings}
-                ),
+                args=arguments(**{"output_dir": self.folder, **self.common(), **self.settings, **settings}),
                 train_dataset=datasets.Dataset.from_list(list(rows)),
                 processing_class=self.tokens,
                 **given,
@@ -266,7 +267,7 @@ class _Grouped(_Trl):
     def models(self) -> dict[str, Any]:
         found = super().models()
         if found.pop("ref_model", None) is not None:
-            place = f"{self.folder.name}/reference"
+            place = f"{self.folder}/reference"
             self.world.model("reference").save_pretrained(place)
             found["model"].config._name_or_path = place
         return found

@@ -402,7 +402,7 @@ def conform(
     tolerance: Annotated[
         float | None,
         typer.Option(
-            help="Of relative errors of a loss, of a whole trainer's log-probabilities: 1e-3 for float32.",
+            help="Of relative errors of a loss, of a whole trainer's log-probabilities in nats.",
             show_default="1e-5 for a loss, by the number format for a trainer",
         ),
     ] = None,
@@ -418,6 +418,13 @@ def conform(
     world: Annotated[
         str | None,
         typer.Option(help="Whole trainers: tiny, table, gpt2 or llama.", show_default="tiny"),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Whole trainers: float64, float32 or bfloat16, of the world's models; the tolerance follows.",
+            show_default="float64",
+        ),
     ] = None,
     draws: Annotated[
         int | None,
@@ -447,7 +454,7 @@ def conform(
         if trainer is None:
             raise ValueError("no trainer is given; see: preflab conform --list")
         report = _conformed(
-            trainer, against, _parameters(settings or []), tolerance, seed, levels, world, draws, runs
+            trainer, against, _parameters(settings or []), tolerance, seed, levels, world, dtype, draws, runs
         )
     if as_json:
         print(to_json(report.as_data()), end="")
@@ -464,13 +471,14 @@ def _conformed(
     seed: int,
     levels: str | None,
     world: str | None,
+    dtype: str | None,
     draws: int | None,
     runs: int | None,
 ) -> Report:
     from .llm_bridge.conformance import conform_trainer, trainers, whole_names
 
     whole = whole_names.find_whole(trainer)
-    of_whole = {"world": world, "draws": draws, "runs": runs}
+    of_whole = {"world": world, "dtype": dtype, "draws": draws, "runs": runs}
     if whole is not None:
         if against is not None or given:
             raise ValueError(
