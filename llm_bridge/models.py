@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,11 @@ def open_model(
     _check_device(device)
     if importlib.util.find_spec("transformers") is None:
         raise ImportError("transformers is not installed: pip install 'preflab[llm]'")
+    with _no_progress_bars():
+        return _opened(model, dtype, device, micro_batch)
+
+
+def _opened(model: str, dtype: str, device: str, micro_batch: int) -> OpenModel:
     if model == SMOLLM2:
         found = load_smollm2(dtype)
         found.model.to(device)
@@ -117,6 +123,24 @@ def open_model(
         path, dtype=dtype, device=device, micro_batch=micro_batch, **_own_tokens(path, tokenizer)
     )
     return OpenModel(model, policy, tokenizer)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """transformers loads without bars on stderr, and shows them again afterwards if it did before; warnings stay."""
+    from transformers import modeling_gguf_pytorch_utils
+    from transformers.utils import logging
+
+    gguf: Any = modeling_gguf_pytorch_utils
+    shown, bar = logging.is_progress_bar_enabled(), gguf.tqdm
+    logging.disable_progress_bar()
+    gguf.tqdm = partial(bar, disable=True)  # tqdm's own, which the switch does not reach
+    try:
+        yield
+    finally:
+        gguf.tqdm = bar
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _check_device(device: str) -> None:
@@ -174,6 +198,14 @@ def with_lora(policy: TransformerPolicy, rank: int, seed: int = 0) -> Transforme
         # A question of peft's to transformers, in words that the latter finds old.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         torch.manual_seed(seed)
-        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=2 * rank,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+            fan_in_fan_out=any(
+                type(m).__name__ == "Conv1D" for m in policy.model.modules()
+            ),  # GPT-2's layers
+        )
         model: Any = get_peft_model(policy.model, config)
     return replace(policy, model=model)

@@ -524,21 +524,38 @@ def _without_dropout(model: Any) -> Iterator[None]:
 
 
 class _ModelDecoder:
-    """Texts padded on the left, so that all grow at the same end."""
+    """Texts padded on the left, so that all grow at the same end; a prompt of several rows is read once."""
 
     def __init__(self, policy: TransformerPolicy, prompts: Sequence[Tokens], cached: bool) -> None:
+        import torch
+
         assert policy.pad_id is not None
-        batch = encode(prompts, [[]] * len(prompts), policy.pad_id, "left", policy.device)
+        first: dict[tuple[int, ...], int] = {}  # the rows of the distinct prompts
+        for row, prompt in enumerate(prompts):
+            first.setdefault(_key(prompt), row)
+        batch = encode(list(first), [[]] * len(first), policy.pad_id, "left", policy.device)
         self._policy, self._cached = policy, cached
         self._cache: Any = "new" if cached else None
         self._ids, self._mask = batch.ids, batch.mask
-        self._read(batch.ids)
+        self._read(batch.ids, list(first.values()))
+        if len(first) == len(prompts):
+            return
+        number = {prompt: i for i, prompt in enumerate(first)}
+        rows = torch.tensor([number[_key(prompt)] for prompt in prompts], device=batch.ids.device)
+        self._ids, self._mask, self.laws = (x[rows] for x in (self._ids, self._mask, self.laws))
+        if cached and not spread(self._cache, rows):
+            self._cache = "new"
+            self._read(self._ids)
 
-    def _read(self, new: Tensor) -> None:
+    def _read(self, new: Tensor, rows: Sequence[int] | None = None) -> None:
+        """`rows` are those that an error names, where they are not 0, 1, ..."""
         positions = positions_of(self._mask)[:, -new.shape[1] :]
         found, self._cache = self._policy.logits(new, self._mask, positions, keep=1, cache=self._cache)
         logits = found[:, 0]
-        check_logits(logits, lambda i: f"row {i}, after {int(self._mask[i].sum())} tokens")
+        check_logits(
+            logits,
+            lambda i: f"row {i if rows is None else rows[i]}, after {int(self._mask[i].sum())} tokens",
+        )
         self.laws = self._policy.law(logits)
 
     def advance(self, tokens: Tensor) -> None:
@@ -547,6 +564,19 @@ class _ModelDecoder:
         self._ids = torch.cat([self._ids, tokens[:, None]], 1)
         self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], 1)
         self._read(tokens[:, None] if self._cached else self._ids)
+
+
+CACHES = ("DynamicCache", "TinyCache")
+LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer", "TinyCacheLayer")
+
+
+def spread(cache: Any, rows: Tensor) -> bool:
+    """Make a cache that of the given rows, layer by layer, so that there are never two; False, and untouched, where a
+    layer keeps more than keys and values by row (a recurrent state, say), which a choice of rows would not reach."""
+    if type(cache).__name__ not in CACHES or any(type(x).__name__ not in LAYERS for x in cache.layers):
+        return False
+    cache.batch_select_indices(rows)
+    return True
 
 
 def copy_of(cache: Any, rows: Tensor) -> Any:

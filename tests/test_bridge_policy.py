@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,6 +15,9 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from preflab.llm_bridge import models
+from preflab.llm_bridge import policy as policy_module
+from preflab.llm_bridge.mixture import TokenMixture
 from preflab.llm_bridge.policy import (
     Precomputed,
     TransformerPolicy,
@@ -346,6 +351,125 @@ def test_the_inverse_of_the_distribution_function(seed, n):
     np.testing.assert_array_equal(found[:20], np.searchsorted(p.cumsum() / p.sum(), u[:20], side="right"))
 
 
+# ---- prompts of several rows ---------------------------------------------------------------------------------------
+
+ROWS = [PROMPTS[i] for i in (0, 1, 1, 2, 0, 1, 2, 2)]  # three lengths, in no order
+
+
+def apart(policy, cached=True):
+    """Every law of every row where equal prompts are read together, against the row alone, over H drawn tokens."""
+    words = torch.randint(0, V, (len(ROWS), H), generator=torch.Generator().manual_seed(0))
+    gap = 0.0
+    with torch.no_grad():
+        together = policy.decoder(ROWS, cached)
+        alone = [policy.decoder([x], cached) for x in ROWS]
+        for step in range(H + 1):
+            gap = max(gap, (together.laws - torch.cat([d.laws for d in alone])).abs().max().item())
+            if step < H:
+                together.advance(words[:, step])
+                for d, token in zip(alone, words[:, step], strict=True):
+                    d.advance(token[None])
+    return gap
+
+
+def drawn_by(policy, horizon=5):
+    u = torch.rand(len(ROWS), horizon, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    return policy.sample(ROWS, horizon, uniforms=u)
+
+
+def one_by_one(policy):
+    """The same draws where each row is a micro-batch, so that nothing is shared."""
+    if isinstance(policy, TokenMixture):
+        parts = (replace(p, micro_batch=1) for p in (policy.policy, policy.reference))
+        return TokenMixture(*parts, policy.share)
+    return replace(policy, micro_batch=1)
+
+
+def assert_read_together(policy, monkeypatch):
+    assert apart(policy) < 1e-12
+    assert apart(policy, cached=False) < 1e-12
+    mine, theirs = drawn_by(policy), drawn_by(one_by_one(policy))
+    assert mine.completions == theirs.completions
+    torch.testing.assert_close(mine.log_probabilities, theirs.log_probabilities, atol=1e-12, rtol=0)
+
+    def exchanged(cache, rows):
+        cache.batch_select_indices(rows.flip(0))
+        return True
+
+    with monkeypatch.context() as patch:  # control: a cache of other rows is seen
+        patch.setattr(policy_module, "spread", exchanged)
+        assert apart(policy) > 1e-3
+        assert drawn_by(policy).completions != theirs.completions
+    with monkeypatch.context() as patch:  # a cache that cannot be spread
+        patch.setattr(policy_module, "CACHES", ())
+        assert apart(policy) < 1e-12
+        assert drawn_by(policy).completions == theirs.completions
+
+
+def test_equal_prompts_are_read_once(policy, monkeypatch):
+    assert_read_together(policy, monkeypatch)
+    shapes, logits = [], TransformerPolicy.logits
+
+    def watched(self, ids, *more, **options):
+        shapes.append(tuple(ids.shape))
+        return logits(self, ids, *more, **options)
+
+    monkeypatch.setattr(TransformerPolicy, "logits", watched)
+    policy.decoder(ROWS).advance(torch.zeros(8, dtype=torch.long))
+    assert shapes == [(3, 4), (8, 1)]
+    monkeypatch.setattr(policy_module, "LAYERS", ())
+    policy.decoder(ROWS)
+    policy.decoder(PROMPTS)
+    assert shapes[2:] == [(3, 4), (8, 4), (3, 4)]
+
+
+def test_a_mixture_reads_equal_prompts_once_by_each_model(policy, monkeypatch):
+    assert_read_together(TokenMixture(policy, tiny(seed=5), 0.4), monkeypatch)
+
+
+@pytest.mark.llm
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_equal_prompts_are_read_once_with_the_adapter_on_and_off(kind, monkeypatch):
+    if importlib.util.find_spec("peft") is None:
+        pytest.skip("peft is missing")
+    policy = trained_lora(kind)
+    off = adapter_off(policy)
+    for p in (policy, off, TokenMixture(policy, off, 0.4)):
+        assert_read_together(p, monkeypatch)
+    assert drawn_by(policy).completions != drawn_by(off).completions
+
+
+def trained_lora(kind):
+    """An adapter that has left its start."""
+    policy = models.with_lora(TransformerPolicy(transformers_model(kind)), 2)
+    generator = torch.Generator().manual_seed(1)
+    for name, p in policy.model.named_parameters():
+        if "lora_B" in name:
+            p.data = torch.randn(p.shape, dtype=p.dtype, generator=generator) / 4
+    return policy
+
+
+def test_a_cache_of_more_than_keys_and_values_is_left_alone():
+    class LinearAttentionAndFullAttentionLayer:  # transformers': its states stay behind where rows are chosen
+        keys = torch.zeros(3, 1)
+
+    class DynamicCache:
+        layers = (LinearAttentionAndFullAttentionLayer(),)
+
+    assert not policy_module.spread(DynamicCache(), torch.tensor([0, 0]))
+    assert not policy_module.spread((torch.zeros(3, 1),), torch.tensor([0, 0]))  # of old models
+
+
+def test_an_error_names_the_first_row_of_a_prompt():
+    def broken(ids, mask, positions):
+        logits = TINY.model(ids, mask, positions).logits.clone()
+        logits[ids == 2] = torch.nan
+        return logits
+
+    with pytest.raises(ValueError, match="row 2, after 2 tokens"):
+        TransformerPolicy(broken, [END], END).decoder([[0], [0], [2, 2], [1], [2, 2]])
+
+
 # ---- temperature and truncation ------------------------------------------------------------------------------------
 
 WARPED = [
@@ -525,6 +649,48 @@ def test_a_peft_adapter_switched_off_is_the_frozen_copy(kind):
         atol=1e-10,
         rtol=0,
     )
+
+
+@pytest.mark.llm
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_an_adapter_comes_without_a_warning(kind):
+    if importlib.util.find_spec("peft") is None:
+        pytest.skip("peft is missing")
+    import peft
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        policy = models.with_lora(TransformerPolicy(transformers_model(kind)), 2)
+    scores = policy.log_probabilities(PROMPTS, [[1, END]] * 3)
+    base = TransformerPolicy(transformers_model(kind)).log_probabilities(PROMPTS, [[1, END]] * 3)
+    torch.testing.assert_close(scores, base, atol=1e-12, rtol=0)  # it starts as zero
+    other = peft.LoraConfig(r=2, target_modules="all-linear", fan_in_fan_out=kind == "llama")
+    with pytest.warns(UserWarning, match="fan_in_fan_out"):  # control: the other way round peft warns
+        peft.get_peft_model(transformers_model(kind), other)
+
+
+@pytest.mark.llm
+def test_a_model_is_opened_without_progress_bars(tmp_path, capfd):
+    transformers_model("llama").save_pretrained(tmp_path)
+    from transformers import modeling_gguf_pytorch_utils as gguf
+    from transformers.utils import logging
+
+    before, bar = logging.is_progress_bar_enabled(), gguf.tqdm
+    logging.enable_progress_bar()
+    try:
+        capfd.readouterr()
+        models.open_model(str(tmp_path))
+        assert capfd.readouterr().err == ""
+        assert logging.is_progress_bar_enabled()
+        assert gguf.tqdm is bar
+        load_policy(tmp_path)
+        assert "Loading weights" in capfd.readouterr().err  # control
+        logging.disable_progress_bar()
+        models.open_model(str(tmp_path))
+        assert not logging.is_progress_bar_enabled()  # what was off stays off
+    finally:
+        (logging.enable_progress_bar if before else logging.disable_progress_bar)()
 
 
 # ---- bad input -----------------------------------------------------------------------------------------------------
