@@ -526,6 +526,8 @@ def _without_dropout(model: Any) -> Iterator[None]:
 class _ModelDecoder:
     """Texts padded on the left, so that all grow at the same end; a prompt of several rows is read once."""
 
+    laws: Tensor
+
     def __init__(self, policy: TransformerPolicy, prompts: Sequence[Tokens], cached: bool) -> None:
         import torch
 
