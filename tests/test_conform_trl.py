@@ -302,9 +302,15 @@ def test_dropout_is_on_by_default_where_a_model_has_it(name):
 @of_release("1.16.0")
 @pytest.mark.parametrize("name", ["TrlRloo", "TrlGrpo", "TrlOnlineDpo"])
 def test_draws_of_1_16(name):
-    for world in (llama(), with_lora(llama()), model_world("gpt2", dtype="float32")):
+    for world in (llama(), with_lora(llama())):
         report = held(name, world, 2)
         assert report.ok, report
+        assert "samples of the policy after training" in {c.name for c in report.checks}
+    gpt2 = model_world(
+        "gpt2", dtype="float32"
+    )  # after training they are held to its own scores, which are others
+    assert held(name, gpt2, 2, train=None).ok
+    assert not held(name, gpt2, 2).ok
 
 
 @of_release("1.16.0")
@@ -491,11 +497,11 @@ def test_bugs_planted_in_the_training_of_trl_are_named(monkeypatch):
     """The control: what trains is TRL's own trainer, and a change of it is seen and named."""
     from trl import DPOTrainer
 
-    def planted(method, change, cause):
+    def planted(method, change, cause, seed=0):
         right = getattr(DPOTrainer, method)
         with monkeypatch.context() as m:
             m.setattr(DPOTrainer, method, lambda self, *a, **k: change(right, self, *a, **k))
-            report = trained("TrlDpo", 6)
+            report = trained("TrlDpo", 6, model_world("llama", dtype="float32", seed=seed))
         assert report.cause_name == cause, report
         return {name for name, status in statuses(report).items() if status == "fail"}
 
@@ -507,15 +513,18 @@ def test_bugs_planted_in_the_training_of_trl_are_named(monkeypatch):
         right(self, checkpoint)
         self.optimizer.state.clear()
 
-    def of_the_policy(right, self, model, inputs):
-        return right(self, self.model, inputs)
+    def of_the_policy(right, self, *a):
+        kept, self.ref_model = self.ref_model, None
+        found = right(self, *a)
+        self.ref_model = kept
+        return found
 
     # Each micro-batch has its own mean, in the right one, too (see the test of an epoch's last one): all are added.
     assert planted("training_step", added, "micro_means_added") == {"micro_batch=4"}
     assert planted("_load_optimizer_and_scheduler", forgotten, "resume_optimiser") == {"resume=True"}
-    assert planted("compute_ref_log_probs", of_the_policy, "precomputed_is_policy") == {
-        "reference=precomputed"
-    }
+    # Another world: what it computes it keeps, by the rows and the reference.
+    failed = planted("_precompute_ref_logps", of_the_policy, "precomputed_is_policy", seed=3)
+    assert failed == {"reference=precomputed"}
 
 
 def step_gradient(name, steps):
