@@ -585,10 +585,18 @@ def copy_of(cache: Any, rows: Tensor) -> Any:
     """The cache of the given rows, in this order and with repetitions; the cache that they come from stays as it was.
 
     For transformers' dynamic caches, whose layers replace their tensors and never write into them. Gradients pass.
+    ValueError for others, which a choice of rows would not reach.
     """
     new = copy.copy(cache)
     new.layers = [copy.copy(layer) for layer in cache.layers]
-    new.batch_select_indices(rows)
+    if not spread(new, rows):
+        kinds = sorted({type(layer).__name__ for layer in cache.layers} - set(LAYERS)) or [
+            type(cache).__name__
+        ]
+        raise ValueError(
+            f"the model's cache has {', '.join(kinds)}, which keeps more than keys and values by row: make the policy "
+            "with cached=False"
+        )
     return new
 
 
