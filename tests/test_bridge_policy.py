@@ -459,7 +459,7 @@ def test_a_cache_of_more_than_keys_and_values_is_left_alone():
     assert not policy_module.spread(DynamicCache(), torch.tensor([0, 0]))
     assert not policy_module.spread((torch.zeros(3, 1),), torch.tensor([0, 0]))  # of old models
     with pytest.raises(
-        ValueError, match="LinearAttentionAndFullAttentionLayer, which keeps more .* cached=False"
+        ValueError, match=r"LinearAttentionAndFullAttentionLayer, which keeps more .* cached=False"
     ):
         policy_module.copy_of(DynamicCache(), torch.tensor([0, 0]))
 

@@ -5,8 +5,8 @@
     result = train(policy, "dpo", records=read_records("pairs.jsonl"), settings=settings)
 
 The policy's weights are trained where they are. Draws, labels and the order of rows are functions of the seed and of
-the counters alone: N steps, a checkpoint and M steps are N + M steps, on a CPU bit for bit (with one number of threads), and what is
-computed by one process and by several differs by rounding alone.
+the counters alone: N steps, a checkpoint and M steps are N + M steps, on a CPU and with one number of threads bit for
+bit, and what is computed by one process and by several differs by rounding alone.
 """
 
 from __future__ import annotations
