@@ -17,7 +17,7 @@ import numpy as np
 from ..policy import frozen_copy
 from .models import ModelWorld
 from .ours_loop import LoopTrainer
-from .planted_whole import PlantedWhole
+from .planted_whole import PlantedWhole, planter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,15 +28,7 @@ if TYPE_CHECKING:
     from .runs import Task
 
 _FOUND: dict[str, PlantedWhole] = {}
-
-
-def _plant(level: int, cause: str, thread: str = "") -> Callable[[type], type]:
-    def keep(made: type) -> type:
-        words = "".join(f"_{c.lower()}" if c.isupper() else c for c in made.__name__).strip("_")
-        _FOUND[words] = PlantedWhole(words, level, cause, made, thread)
-        return made
-
-    return keep
+_plant = planter(_FOUND)
 
 
 @contextmanager

@@ -31,16 +31,22 @@ class PlantedWhole:
     thread: str
 
 
+def planter(found: dict[str, PlantedWhole]) -> Callable[..., Callable[[type], type]]:
+    """A decorator of trainers, which are put into `found` under their names."""
+
+    def plant(level: int, cause: str, thread: str = "") -> Callable[[type], type]:
+        def keep(made: type) -> type:
+            words = "".join(f"_{c.lower()}" if c.isupper() else c for c in made.__name__).strip("_")
+            found[words] = PlantedWhole(words, level, cause, made, thread)
+            return made
+
+        return keep
+
+    return plant
+
+
 _FOUND: dict[str, PlantedWhole] = {}
-
-
-def _plant(level: int, cause: str, thread: str = "") -> Callable[[type], type]:
-    def keep(made: type) -> type:
-        words = "".join(f"_{c.lower()}" if c.isupper() else c for c in made.__name__).strip("_")
-        _FOUND[words] = PlantedWhole(words, level, cause, made, thread)
-        return made
-
-    return keep
+_plant = planter(_FOUND)
 
 
 class _One(PolicyTrainer):
