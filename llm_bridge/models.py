@@ -104,7 +104,7 @@ def open_model(
     _check_device(device)
     if importlib.util.find_spec("transformers") is None:
         raise ImportError("transformers is not installed: pip install 'preflab[llm]'")
-    with _no_progress_bars():
+    with no_progress_bars():
         return _opened(model, dtype, device, micro_batch)
 
 
@@ -126,7 +126,7 @@ def _opened(model: str, dtype: str, device: str, micro_batch: int) -> OpenModel:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """transformers loads without bars on stderr, and shows them again afterwards if it did before; warnings stay."""
     from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging

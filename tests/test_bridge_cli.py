@@ -515,6 +515,9 @@ def test_a_language_model_in_a_folder_judges(saved, tmp_path):
              "--batch", 2, "--horizon", 2, "--lattice", "2,1", "--drawn", 2, "--out", tmp_path / "run")  # fmt: skip
     done = call(*given, "--judge", f"language-model:{tmp_path}")
     assert done.exit_code == 0, done.output
+    done = call(*given[:-1], tmp_path / "headless", "--judge", f"reward-model:{tmp_path}")
+    assert done.exit_code == 2
+    assert "has no weights for score.weight" in done.output
     done = call(*given[:-1], tmp_path / "other", "--judge", f"language-model:{saved}")
     assert done.exit_code == 2
     assert "has no chat template" in done.output

@@ -14,7 +14,7 @@ from preflab.algorithms.dpo import dpo_loss
 from preflab.algorithms.nash_md_pg import nash_md_pg_loss
 from preflab.llm_bridge.conformance import TARGETS, TrainerError, assert_conforms, conform, total
 from preflab.llm_bridge.conformance.catalogue import candidates
-from preflab.llm_bridge.conformance.conform import _bench, explain
+from preflab.llm_bridge.conformance.conform import TOLERANCE, _bench, explain
 from preflab.llm_bridge.conformance.ours import first_wins, opponent_wins, sums, trainers
 from preflab.llm_bridge.conformance.planted import PLANTED
 from preflab.theory.registry import load_losses
@@ -80,9 +80,16 @@ def test_there_are_enough_bugs_and_causes():
     assert len({bug.cause for bug in PLANTED.values()}) >= 25
 
 
-@pytest.mark.parametrize("name", TARGETS)
-def test_no_two_candidates_of_one_term_are_the_same(name):
-    weights = {"xpo": {"alpha": 0.1}}.get(name, {})  # its default is a thousandth, and so are bonuses apart
+# XPO's default bonus is a thousandth, and so far apart are losses with it and without: still many tolerances.
+@pytest.mark.parametrize(
+    ("name", "weights", "apart"),
+    [
+        *((name, {}, 1e-3) for name in TARGETS if name != "xpo"),
+        ("xpo", {"alpha": 0.1}, 1e-3),
+        ("xpo", {}, 5 * TOLERANCE),
+    ],
+)
+def test_no_two_candidates_of_one_term_are_the_same(name, weights, apart):
     bench = _bench(name, tuple(TARGETS[name].checked(weights).items()), 0)
     single = [(c.name, terms[0]) for c, terms in bench.catalogue if len(terms) == 1]
     names = [c.name for c, _ in bench.catalogue]
@@ -94,7 +101,7 @@ def test_no_two_candidates_of_one_term_are_the_same(name):
             if {a, b} == {"kl_none", "kl_k1_loss"}:  # one expectation; micro-batches tell them apart
                 assert explain(e.parts, [other.parts])[0] > 1e-3
             else:
-                assert explain(e.joint, [other.joint])[0] > 1e-3, (a, b)
+                assert explain(e.joint, [other.joint])[0] > apart, (a, b)
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...envs.kernels import Array
-from ..models import open_model
+from ..models import no_progress_bars, open_model
 from ..policy import Tokens, TransformerPolicy, accepted_inputs, check_weights, encode
 from .judges import (
     Questions,
@@ -260,7 +260,7 @@ def folder_judge(
     causal language model with a chat template, or "smollm2", asked by `DEFAULT_TEMPLATE`.
 
     policy_tokenizer  of the texts that are judged
-    ValueError where the folder holds no safetensors, no tokenizer, more than one label, or no chat template.
+    ValueError where the folder holds no safetensors, no head of one label, or no chat template.
     """
     name = f"{kind}:{folder}"
     if kind == "language-model":
@@ -278,9 +278,15 @@ def folder_judge(
 
     check_weights(Path(folder))
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    model: Any = AutoModelForSequenceClassification.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, **options
-    )
+    with no_progress_bars():
+        model, loaded = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+        )
+    if loaded["missing_keys"]:  # transformers would draw them at random
+        raise ValueError(
+            f"{name} has no weights for {', '.join(sorted(loaded['missing_keys']))}: it is no trained reward model; "
+            "give a folder of a sequence classifier with one label"
+        )
     reader = AutoTokenizer.from_pretrained(folder, **options)
     translate = (
         None if reader.get_vocab() == policy_tokenizer.get_vocab() else retokenised(policy_tokenizer, reader)
